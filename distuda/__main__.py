@@ -1,0 +1,5 @@
+"""`python -m distuda`."""
+
+from distuda.cli import main
+
+main()

@@ -1,0 +1,183 @@
+"""The command line: one function a verb, no logic. Exit code 2 for the user's mistake, 1 for ours."""
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from distuda.errors import UserError
+
+app = typer.Typer(
+    help="Adapt semantic segmentation models to places without labels.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+console = Console()
+
+Run = Annotated[str, typer.Argument(help="run folder, as `distuda train` printed it", show_default=False)]
+Which = Annotated[Literal["last", "best"], typer.Option("--checkpoint", help="which checkpoint; best = by the recipe's score")]
+
+
+def _train_help(context: typer.Context, asked: bool) -> None:
+    if asked:
+        from distuda.report.tables import recipe_fields
+
+        typer.echo(context.get_help())
+        console.print(recipe_fields())
+        raise typer.Exit()
+
+
+@app.command()
+def prepare(
+    layout: Annotated[str, typer.Argument(help="camvid, or folder (images/ + labels/)")],
+    source: Annotated[str, typer.Argument(help="the data set's folder, any fsspec URI")],
+    destination: Annotated[str, typer.Argument(help="where the shards go, any fsspec URI")],
+    split: Annotated[str | None, typer.Option(help="part of the source, for example train")] = None,
+    classes: Annotated[str | None, typer.Option(help="class table; default: the layout's")] = None,
+    id_map: Annotated[str | None, typer.Option(help="map from the files' ids to train ids, for example cityscapes_ids")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="glob on keys; may be given several times")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="glob on keys to leave out; may be given several times")] = None,
+    labels: Annotated[bool, typer.Option(help="write labels, or make an unlabelled target set")] = True,
+    resize: Annotated[tuple[int, int] | None, typer.Option(help="height and width to store [pixels]")] = None,
+    limit: Annotated[int | None, typer.Option(help="only the first samples")] = None,
+    max_bad_share: Annotated[float, typer.Option(help="share of unusable samples that is tolerated, 0 to 1")] = 0.0,
+    workers: Annotated[int, typer.Option(help="Ray workers; 0 = in this process")] = 0,
+) -> None:
+    """Convert a data set into shards that training streams."""
+    from distuda.data.prepare import prepare as run
+
+    console.print(
+        run(
+            layout, source, destination, split=split, classes=classes, id_map=id_map, include=include or (),
+            exclude=exclude or (), labels=labels, resize=resize, limit=limit, max_bad_share=max_bad_share, workers=workers,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def inspect(
+    uri: Annotated[str, typer.Argument(help="prepared shards, or streets://STYLE")],
+    sheet: Annotated[str, typer.Option(help="PNG file of the contact sheet")] = "contact_sheet.png",
+    num: Annotated[int, typer.Option(help="samples on the sheet")] = 12,
+) -> None:
+    """Show what is in a data set: counts, class frequencies, a contact sheet."""
+    from distuda.data.inspect import inspect as run
+
+    console.print(run(uri, out=sheet, num=num))
+
+
+@app.command(add_help_option=False)
+def train(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE.yaml] [FIELD=VALUE ...]", help="a recipe and dotted overrides")
+    ] = None,
+    help_: Annotated[
+        bool, typer.Option("--help", is_eager=True, callback=_train_help, help="show this and every field of a recipe")
+    ] = False,
+) -> None:
+    """Train as a recipe says; without one, self-training from streets by day to streets at dusk."""
+    from distuda.cluster.train import train as run
+    from distuda.recipe import load_recipe
+
+    path, overrides = _split(words or [])
+    folder = run(load_recipe(path, overrides))
+    console.print(f"run folder: {folder}\nnext: distuda report {folder}   or   distuda export {folder}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    data: Annotated[str | None, typer.Option(help="prepared samples; default: the run's evaluation set")] = None,
+    checkpoint: Which = "last",
+    ensemble: Annotated[list[str] | None, typer.Option(help="another run whose logits are averaged in; repeatable")] = None,
+) -> None:
+    """Score a run: mIoU over the whole set at label size, class by class."""
+    from distuda.engine.scoring import score_run
+    from distuda.report.tables import scores
+
+    console.print(scores(score_run(run, data=data, which=checkpoint, ensemble=ensemble or ())))
+
+
+@app.command()
+def report(
+    run: Run,
+    baseline: Annotated[str | None, typer.Option(help="run to compare with, usually source-only")] = None,
+    panels: Annotated[int, typer.Option(help="samples shown as pictures")] = 6,
+) -> None:
+    """Write report.html into a run folder: curves, class table, pictures; one file, no network."""
+    from distuda.report.html import write_report
+
+    console.print(f"report: {write_report(run, baseline_uri=baseline, num_panels=panels)}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[str | None, typer.Option(help="ONNX file; default: model.onnx in the run folder")] = None,
+    checkpoint: Which = "last",
+) -> None:
+    """Write an ONNX file and check it against torch at three sizes; a file that fails is not left behind."""
+    from export.verify import export_run
+
+    path, checks = export_run(run, which=checkpoint, out=out)
+    console.print(checks.table())
+    console.print(f"model: {path}", soft_wrap=True)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="ONNX file written by `distuda export`")],
+    inputs: Annotated[list[str], typer.Argument(help="images, folders, globs, a video, URIs; then the output folder last")],
+    overlay: Annotated[bool, typer.Option(help="also write images with the classes laid over")] = True,
+    provider: Annotated[Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option(help="where onnxruntime computes")] = "auto",
+) -> None:
+    """Run an exported model on images: class maps and overlays. Needs onnxruntime only."""
+    from export.runtime import Predictor, predict_files
+
+    if len(inputs) < 2:
+        raise UserError("predict needs at least one input and, last, the output folder: distuda predict model.onnx frames/ out/")
+    *sources, folder = inputs
+    summary = predict_files(Predictor(model, provider=provider), sources, folder, overlay=overlay)
+    console.print(summary)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="folder for both runs, report, model and overlays")] = "runs/demo",
+) -> None:
+    """Watch adaptation work in minutes: streets by day to dusk, report, ONNX file, overlays. No download."""
+    from distuda.demo import run_demo
+
+    console.print(run_demo(out), soft_wrap=True)
+
+
+def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The recipe's path, if the first word is one, and the overrides."""
+    if words and "=" not in words[0]:
+        return words[0], list(words[1:])
+    return None, list(words)
+
+
+def main() -> None:
+    """Entry point: runs the command and turns failures into one sentence."""
+    from export.errors import PredictError
+
+    try:
+        app()
+    except (UserError, PredictError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except Exception as error:
+        trace = Path(tempfile.mkstemp(prefix="distuda-", suffix=".txt")[1])
+        trace.write_text(traceback.format_exc())
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        Console(stderr=True).print(f"[bold red]failed:[/] {escape(reason)} (trace in {trace})", soft_wrap=True, highlight=False)
+        sys.exit(1)

@@ -1,0 +1,71 @@
+"""Ray on this machine and nothing else: everything listens on loopback."""
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+_LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0, Ray keeps the loopback address it is given; otherwise it swaps it for the outward one."""
+
+
+def start_ray(num_cpus: int | None = None) -> None:
+    """Start Ray here, or connect to the cluster that ``RAY_ADDRESS`` names (as inside a Ray job); idempotent.
+
+    Args:
+        num_cpus: logical CPUs; None = the cores and one more, so that data never waits for training to give one up.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        os.environ[_LOOPBACK_ONLY] = "0"
+    import ray
+
+    if ray.is_initialized():
+        return
+    if address is not None:
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+        return
+    _keep_loopback()
+    ray.init(
+        "local",
+        num_cpus=num_cpus or num_cores() + 1,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(_short_folder()),
+    )
+
+
+def num_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def quiet_data() -> None:
+    """Switch off Ray Data's own progress bars and chatter; ours say what matters."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _keep_loopback() -> None:
+    """Ray reads the variable when it is imported, which may have been before we set it."""
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    logging.getLogger("ray._private.authentication").setLevel(
+        logging.ERROR
+    )  # a token is on by default; no need to say so
+
+
+def _short_folder() -> Path:
+    """Ray puts sockets below this folder, and a socket's path may have only about a hundred characters."""
+    folder = Path(tempfile.gettempdir()) / f"ray-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder

@@ -1,0 +1,181 @@
+"""Augmentation on the device: geometry for both domains, photometry for training views, masks and mixes.
+
+Every draw is a pure function of the samples' seeds (`distuda.draws`), so a resumed or resized run sees the same crops.
+
+Shape legend: B samples, C channels, H and W pixels.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from distuda.data.batch import Batch
+from distuda.draws import uniform
+from distuda.losses import IGNORE
+
+
+class GeometryConfig(BaseModel):
+    """Where a training crop is taken from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    crop: tuple[int, int] | None = Field(
+        (192, 256), description="height and width of a training crop, none = the whole image [pixels]"
+    )
+    scale: tuple[float, float] = Field(
+        (1.0, 1.0), description="range of the random zoom: 2 shows half the width of the scene, 0.5 twice"
+    )
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+
+
+class PhotometryConfig(BaseModel):
+    """Colour and blur of a training view (DACS and DAFormer use 0.25 and 0.2 for all four jitters)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    probability: float = Field(0.8, ge=0, le=1, description="probability that an image's colours are jittered")
+    brightness: float = Field(0.25, ge=0, lt=1, description="factor drawn from 1 +- this")
+    contrast: float = Field(0.25, ge=0, lt=1, description="factor drawn from 1 +- this")
+    saturation: float = Field(0.25, ge=0, lt=1, description="factor drawn from 1 +- this")
+    hue: float = Field(0.25, ge=0, le=0.5, description="turn drawn from +- this [full turns of the colour wheel]")
+    blur: float = Field(0.5, ge=0, le=1, description="probability of a Gaussian blur, sigma 0.15 to 1.15 pixels")
+
+
+def region_size(config: GeometryConfig) -> tuple[int, int] | None:
+    """Height and width in pixels of the window a decoder must keep so that every crop fits in it; None = all."""
+    if config.crop is None:
+        return None
+    return math.ceil(config.crop[0] / config.scale[0]), math.ceil(config.crop[1] / config.scale[0])
+
+
+def geometry(batch: Batch, config: GeometryConfig) -> Batch:
+    """uint8 windows -> float32 RGB crops in [0, 1] with labels; same place in both.
+
+    One bilinear resampling does zoom, position and flip together; labels take the nearest pixel, and what lies
+    outside the window is black and ignored.
+    """
+    image = batch.image_BCHW.float() / 255
+    window = (image.shape[-2], image.shape[-1])
+    crop_size = config.crop or window
+    if config.scale == (1.0, 1.0) and window == crop_size:
+        return _flip_only(replace(batch, image_BCHW=image), config.flip)
+    grid = _crop_grid(batch.seed_B, window, crop_size, config)
+    crop = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return replace(batch, image_BCHW=crop, label_BHW=_sample_labels(batch.label_BHW, grid))
+
+
+def _flip_only(batch: Batch, probability: float) -> Batch:
+    flipped_B = uniform(batch.seed_B, "flip") < probability
+    image = torch.where(flipped_B[:, None, None, None], batch.image_BCHW.flip(-1), batch.image_BCHW)
+    if batch.label_BHW is None:
+        return replace(batch, image_BCHW=image)
+    label = torch.where(flipped_B[:, None, None], batch.label_BHW.flip(-1), batch.label_BHW)
+    return replace(batch, image_BCHW=image, label_BHW=label)
+
+
+def _crop_grid(seed_B: Tensor, window: tuple[int, int], crop: tuple[int, int], config: GeometryConfig) -> Tensor:
+    """Sampling grid (B, h, w, 2) of `grid_sample` for each sample's zoom, place and flip."""
+    low, high = config.scale
+    zoom = torch.exp(math.log(low) + uniform(seed_B, "zoom") * math.log(high / low))
+    half_h, half_w = (crop[i] / (zoom * window[i]) for i in (0, 1))  # half extents in [-1, 1] coordinates
+    place = uniform(seed_B, "place", 2) * 2 - 1
+    sign = 1 - 2 * (uniform(seed_B, "flip") < config.flip).float()
+    zero = torch.zeros_like(zoom)
+    row_x = torch.stack([half_w * sign, zero, place[:, 0] * (1 - half_w).clamp(min=0)], dim=1)
+    row_y = torch.stack([zero, half_h, place[:, 1] * (1 - half_h).clamp(min=0)], dim=1)
+    theta = torch.stack([row_x, row_y], dim=1)
+    return F.affine_grid(theta, [len(seed_B), 3, *crop], align_corners=False)
+
+
+def _sample_labels(label_BHW: Tensor | None, grid: Tensor) -> Tensor | None:
+    if label_BHW is None:
+        return None
+    shifted = (label_BHW + 1).float()[:, None]  # so that the zero outside the window becomes "ignore"
+    sampled = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0].long() - 1
+    return torch.where(sampled < 0, IGNORE, sampled)
+
+
+def photometry(image_BCHW: Tensor, seed_B: Tensor, config: PhotometryConfig, name: str = "photometry") -> Tensor:
+    """Colour jitter, then Gaussian blur, each sample by its own draws; float RGB in [0, 1] to the same.
+
+    Brightness, saturation and hue are one linear map of RGB a sample; contrast moves values about the image's mean
+    luminance. ``name`` gives an independent view of the same samples.
+    """
+    jittered_B = uniform(seed_B, f"{name}/jitter") < config.probability
+    draws = uniform(seed_B, f"{name}/factors", 4) * 2 - 1
+    strength = draws.new_tensor([config.brightness, config.contrast, config.saturation, config.hue])
+    brightness, contrast, saturation, hue = (draws * strength * jittered_B[:, None]).unbind(1)
+    matrix = _colour_matrix(1 + brightness, 1 + saturation, hue * 2 * math.pi)
+    image = torch.einsum("bij,bjhw->bihw", matrix, image_BCHW)
+    luminance = torch.einsum("j,bjhw->bhw", image.new_tensor(_LUMA), image).mean(dim=(1, 2))
+    factor = (1 + contrast)[:, None, None, None]
+    image = (image * factor + (1 - factor) * luminance[:, None, None, None]).clamp(0, 1)
+    blurred_B = uniform(seed_B, f"{name}/blur") < config.blur
+    sigma_B = 0.15 + uniform(seed_B, f"{name}/sigma")
+    return gaussian_blur(image, torch.where(blurred_B, sigma_B, torch.full_like(sigma_B, 1e-3)))
+
+
+_LUMA = (0.299, 0.587, 0.114)
+_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+def _colour_matrix(brightness_B: Tensor, saturation_B: Tensor, angle_B: Tensor) -> Tensor:
+    """RGB -> RGB map (B, 3, 3): hue as a rotation of the chroma plane of YIQ, saturation as its length."""
+    to_yiq = brightness_B.new_tensor(_TO_YIQ)
+    cos, sin, zero = torch.cos(angle_B) * saturation_B, torch.sin(angle_B) * saturation_B, torch.zeros_like(angle_B)
+    chroma = torch.stack([torch.ones_like(zero), zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
+    return brightness_B[:, None, None] * (torch.linalg.inv(to_yiq) @ chroma @ to_yiq)
+
+
+def gaussian_blur(image_BCHW: Tensor, sigma_B: Tensor, radius: int = 4) -> Tensor:
+    """Separable Gaussian blur with one standard deviation [pixels] a sample; edges are replicated."""
+    count, channels, height, width = image_BCHW.shape
+    offsets = torch.arange(-radius, radius + 1, device=image_BCHW.device, dtype=image_BCHW.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma_B[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
+    flat = image_BCHW.reshape(1, count * channels, height, width)
+    flat = F.conv2d(
+        F.pad(flat, (radius, radius, 0, 0), mode="replicate"), kernel[:, None, None, :], groups=count * channels
+    )
+    flat = F.conv2d(
+        F.pad(flat, (0, 0, radius, radius), mode="replicate"), kernel[:, None, :, None], groups=count * channels
+    )
+    return flat.reshape(image_BCHW.shape)
+
+
+def block_mask(seed_B: Tensor, size: tuple[int, int], block: int, ratio: float) -> Tensor:
+    """MIC's patch mask: cells of ``block`` pixels, each kept with probability 1 - ``ratio``.
+
+    Hoyer, Dai, Wang, Van Gool: MIC, CVPR 2023, equation 4.
+
+    Returns:
+        (B, 1, H, W) float, 1 = kept.
+    """
+    rows, columns = math.ceil(size[0] / block), math.ceil(size[1] / block)
+    kept = (uniform(seed_B, "block_mask", rows, columns) >= ratio).float()[:, None]
+    return kept.repeat_interleave(block, 2).repeat_interleave(block, 3)[..., : size[0], : size[1]]
+
+
+def classmix_mask(label_BHW: Tensor, seed_B: Tensor, num_classes: int) -> Tensor:
+    """Pixels of half of the classes present in each image, drawn without replacement.
+
+    For n classes present (n + n mod 2) / 2 are drawn; the ignore value counts as a class (ClassMix, WACV 2021, and
+    DACS's code).
+
+    Args:
+        label_BHW: source train ids, 255 = ignore.
+
+    Returns:
+        (B, H, W) bool, True where the source is pasted.
+    """
+    compact_BHW = torch.where(label_BHW == IGNORE, num_classes, label_BHW)
+    flat_BN = compact_BHW.flatten(1)
+    present_BC = torch.zeros(len(label_BHW), num_classes + 1, device=label_BHW.device).scatter_(1, flat_BN, 1.0) > 0
+    order_BC = torch.where(present_BC, uniform(seed_B, "classmix", num_classes + 1), 2.0).argsort(dim=1).argsort(dim=1)
+    count_B = present_BC.sum(dim=1)
+    drawn_BC = order_BC < ((count_B + count_B % 2) // 2)[:, None]
+    return drawn_BC.gather(1, flat_BN).view_as(label_BHW)

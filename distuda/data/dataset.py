@@ -1,0 +1,163 @@
+"""Open a data set by its URI: a folder of shards, or streets that are rendered on first use."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from distuda import storage
+from distuda.data.labels import CLASS_TABLES, ClassTable
+from distuda.data.manifest import INDEX, Manifest, RowGroup, read_manifest
+from distuda.data.order import Window
+from distuda.data.shards import is_complete, read_row_group, write_shards
+from distuda.errors import UserError
+
+STREETS = "streets://"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A complete shard folder.
+
+    Attributes:
+        uri: where it lies.
+        manifest: what it holds.
+    """
+
+    uri: str
+    manifest: Manifest
+
+    @property
+    def table(self) -> ClassTable:
+        """Names and colours of the train ids."""
+        return self.manifest.table
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every sample has a label."""
+        return self.manifest.labelled
+
+    @property
+    def groups(self) -> tuple[RowGroup, ...]:
+        """The units of reading, in order."""
+        return self.manifest.row_groups
+
+    @property
+    def rows_per_group(self) -> list[int]:
+        """Samples in each row group."""
+        return [group.rows for group in self.groups]
+
+    def __len__(self) -> int:
+        return sum(self.rows_per_group)
+
+    def class_pixels(self) -> NDArray[np.int64]:
+        """Labelled pixels per train id over the whole set, (C,); zeros without labels."""
+        return np.asarray(np.sum([group.class_pixels for group in self.groups], axis=0), np.int64)
+
+    def class_frequencies(self) -> NDArray[np.float64]:
+        """Share of each class among the labelled pixels, (C,), sums to 1; zeros without labels."""
+        pixels = self.class_pixels()
+        return pixels / max(1, int(pixels.sum()))
+
+    @cached_property
+    def index(self) -> pa.Table:
+        """One line a sample (`manifest.INDEX_SCHEMA`), in the order of the row groups."""
+        return pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(self.uri, INDEX))))
+
+    def read_group(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The row group of that number (position in `groups`), bytes still encoded."""
+        return read_row_group(self.uri, self.groups[number], columns)
+
+    def read_window(self, window: Window, labels: bool = True) -> pa.Table:
+        """The samples of a window in its order: columns ``key``, ``image``, ``seed`` and, if asked, ``label``.
+
+        Each row group is read once and bytes stay encoded.
+        """
+        columns = ["key", "image", "label"] if labels else ["key", "image"]
+        pieces, places = [], []
+        for number in np.unique(window.groups):
+            (here,) = np.nonzero(window.groups == number)
+            pieces.append(self.read_group(int(number), columns).take(window.rows[here]))
+            places.append(here)
+        table = pa.concat_tables(pieces).take(np.argsort(np.concatenate(places)))
+        return table.append_column("seed", pa.array(window.seeds))
+
+    def rare_class_weights(self, temperature: float = 0.01, min_pixels: int = 3000) -> NDArray[np.float64]:
+        """How often to draw each sample so that rare classes are seen as often as common ones, (N,), sums to 1.
+
+        Rare class sampling of DAFormer (Hoyer et al., CVPR 2022, section 3.3): draw a class c with
+        P(c) = softmax((1 - f_c) / T), f_c its pixel frequency, then uniformly a sample with more than ``min_pixels``
+        of c. Classes that no sample shows that much are left out. These are the marginal probabilities of that draw.
+        """
+        if not self.labelled:
+            raise UserError(f"rare class sampling needs labels, and {self.uri!r} has none. Switch it off.")
+        shown = np.array(self.index["class_pixels"].to_pylist(), np.int64) > min_pixels  # (N, C)
+        holders = shown.sum(axis=0)
+        if not holders.any():
+            raise UserError(
+                f"no sample of {self.uri!r} has more than {min_pixels} pixels of any class. Lower the limit."
+            )
+        logits = np.where(holders > 0, (1 - self.class_frequencies()) / temperature, -np.inf)
+        chance = np.exp(logits - logits.max())
+        return np.asarray((shown / np.maximum(holders, 1)) @ (chance / chance.sum()), np.float64)
+
+
+def read_windows(
+    positions: Mapping[str, NDArray[np.int64]], dataset: Dataset, windows: Sequence[Window], labels: bool
+) -> Iterator[pa.Table]:
+    """What a Ray Data task does: the windows at ``positions["id"]``, one table each."""
+    for position in positions["id"]:
+        yield dataset.read_window(windows[int(position)], labels)
+
+
+def open_dataset(uri: str) -> Dataset:
+    """The data set at a URI; ``streets://...`` is rendered once into the cache folder.
+
+    Raises:
+        UserError: the folder is missing, incomplete or not a shard folder; the message says what to run.
+    """
+    where = _rendered(uri) if uri.startswith(STREETS) else uri
+    return Dataset(where, read_manifest(where))
+
+
+def cache_folder() -> Path:
+    """Where rendered data sets are kept: ``$DISTUDA_CACHE``, else ``~/.cache/distuda``."""
+    return Path(os.environ.get("DISTUDA_CACHE") or "~/.cache/distuda").expanduser()
+
+
+def _rendered(uri: str) -> str:
+    """Render streets into the cache unless they are there; a second process waits for the first."""
+    from distuda.data import streets
+
+    spec = streets.parse_uri(uri)
+    name = hashlib.sha256(f"{_renderer_version()}|{spec}".encode()).hexdigest()[:20]
+    folder = cache_folder() / f"streets-{spec.style}-{spec.split}-{name}"
+    if is_complete(str(folder)):
+        return str(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when the process ends, however it ends
+        if not is_complete(str(folder)):
+            storage.remove(str(folder))  # the remains of a process that was killed while rendering
+            total, console = spec.num * spec.frames, Console(stderr=True)
+            samples = track(streets.samples(spec), f"rendering {uri}", total, console=console, transient=True)
+            write_shards(samples, str(folder), CLASS_TABLES["streets11"])
+    return str(folder)
+
+
+def _renderer_version() -> str:
+    """Hash of the renderer's own source, so that a change to it never meets pictures of an older one."""
+    package = files("distuda.data.streets")
+    sources = sorted((entry for entry in package.iterdir() if entry.name.endswith(".py")), key=lambda entry: entry.name)
+    return hashlib.sha256(b"".join(entry.read_bytes() for entry in sources)).hexdigest()

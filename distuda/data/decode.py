@@ -1,0 +1,145 @@
+"""From encoded bytes to uint8 arrays: size check, decode, resize and a seeded window. No Ray in here.
+
+EXIF orientation is ignored, since labels are drawn on the pixels as stored.
+"""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from distuda.data.labels import IGNORE
+from distuda.data.order import fold
+from distuda.errors import UserError
+
+MAX_PIXELS = 80_000_000
+"""Largest image that is decoded; a few kilobytes of PNG can claim far more and fill the memory."""
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+cv2.setNumThreads(0)  # one thread a decode; parallelism comes from decoding several samples at once
+
+
+class SampleError(UserError):
+    """A sample that cannot be used; the message names it and says why."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"sample {key!r}: {reason}")
+        self.key, self.reason = key, reason
+
+    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str]]:
+        return SampleError, (self.key, self.reason)  # survives the way back from a Ray worker
+
+
+def image_size(content: bytes, key: str) -> Size:
+    """(height, width) from the header alone; refuses what is no image or has more than `MAX_PIXELS`."""
+    try:
+        if content[:2] == b"\xff\xd8":
+            height, width = simplejpeg.decode_jpeg_header(content)[:2]
+        else:
+            with Image.open(io.BytesIO(content)) as image:
+                width, height = image.size
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise SampleError(key, f"not a readable image ({error}). Replace the file.") from error
+    if height * width > MAX_PIXELS:
+        raise SampleError(key, f"{width}x{height} pixels are more than the limit of {MAX_PIXELS}. Resize the image.")
+    return int(height), int(width)
+
+
+def decode_image(content: bytes, key: str) -> NDArray[np.uint8]:
+    """Encoded image -> uint8 RGB (H, W, 3); grey images are repeated, alpha is dropped."""
+    size = image_size(content, key)
+    if content[:2] == b"\xff\xd8":
+        try:
+            return np.asarray(simplejpeg.decode_jpeg(content, colorspace="RGB", fastdct=False), np.uint8)
+        except ValueError as error:
+            raise SampleError(key, f"damaged JPEG ({error}). Replace the file.") from error
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None or image.shape[:2] != size:
+        raise SampleError(key, "damaged image. Replace the file.")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def decode_label(content: bytes, key: str) -> NDArray[Any]:
+    """Encoded single-channel label (grey or palette) -> unsigned ids (H, W), as stored."""
+    image_size(content, key)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.mode not in ("L", "P", "I;16", "I", "1"):
+                raise SampleError(key, f"label has mode {image.mode}, expected one channel of ids. Convert it first.")
+            label = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SampleError(key, f"damaged label ({error}). Replace the file.") from error
+    return label.astype(np.uint8) if label.dtype == bool else label
+
+
+def _decode_train_ids(content: bytes, key: str) -> NDArray[np.uint8]:
+    """A label as shards hold it (8-bit grey PNG); OpenCV reads these faster than PIL."""
+    image_size(content, key)
+    label = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if label is None or label.ndim != 2 or label.dtype != np.uint8:
+        raise SampleError(key, "label is not an 8-bit single-channel PNG. Run `distuda prepare` again.")
+    return np.asarray(label, np.uint8)
+
+
+def resize_image(image_HWC: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """Area average when shrinking, bilinear when growing."""
+    if image_HWC.shape[:2] == size:
+        return image_HWC
+    shrinks = size[0] < image_HWC.shape[0] and size[1] < image_HWC.shape[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image_HWC, size[::-1], interpolation=how), np.uint8)
+
+
+def resize_label(label_HW: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """Nearest neighbour at pixel centres, so no new ids appear."""
+    if label_HW.shape == size:
+        return label_HW
+    return np.asarray(cv2.resize(label_HW, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+
+
+def window(array: NDArray[np.uint8], region: Size, seed: int, fill: int) -> NDArray[np.uint8]:
+    """The window of ``region`` whose place is a pure function of the seed; pads right and below with ``fill``."""
+    missing = [max(0, want - have) for want, have in zip(region, array.shape[:2], strict=True)]
+    if any(missing):
+        array = np.pad(array, [(0, missing[0]), (0, missing[1])] + [(0, 0)] * (array.ndim - 2), constant_values=fill)
+    bits = int(fold(np.array([seed]), "window")[0])
+    top = (bits & 0x7FFFFFFF) % (array.shape[0] - region[0] + 1)
+    left = (bits >> 31 & 0x7FFFFFFF) % (array.shape[1] - region[1] + 1)
+    return array[top : top + region[0], left : left + region[1]]
+
+
+def decode_sample(
+    row: Mapping[str, Any], *, size: Size | None, region: Size | None, seed: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """One row of a shard to arrays: decode, resize to ``size``, cut a seeded window of ``region``.
+
+    Args:
+        row: at least ``key``, ``image`` and ``label`` (encoded bytes; label may be None).
+        size: (height, width) after resizing, None = native.
+        region: (height, width) of the window, None = the whole image; smaller images are padded.
+        seed: of the sample; decides where the window lies.
+
+    Returns:
+        image uint8 RGB (H, W, 3) and label uint8 (H, W) with 255 = ignore, or None without a label.
+    """
+    key = str(row["key"])
+    image = decode_image(row["image"], key)
+    label = None if row.get("label") is None else _decode_train_ids(row["label"], key)
+    if label is not None and label.shape != image.shape[:2]:
+        raise SampleError(
+            key, f"label {label.shape[::-1]} and image {image.shape[1::-1]} differ in size (width, height)."
+        )
+    if size is not None:
+        image = resize_image(image, size)
+        label = None if label is None else resize_label(label, size)
+    if region is not None:
+        image = window(image, region, seed, 0)
+        label = None if label is None else window(label, region, seed, IGNORE)
+    return image, label

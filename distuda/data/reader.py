@@ -1,0 +1,152 @@
+"""Shards to batches in one process: rows are read and decoded ahead in threads, batches come in exact order."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from distuda.data.batch import Batch
+from distuda.data.dataset import Dataset
+from distuda.data.decode import Size, decode_sample, resize_image
+from distuda.data.order import Order, Window
+from distuda.errors import UserError
+
+DECODE_THREADS = min(8, os.cpu_count() or 1)
+"""Threads that decode; decoders release the interpreter lock, so they use that many cores."""
+
+Row = dict[str, Any]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def read_batches(
+    dataset: Dataset,
+    order: Order,
+    *,
+    batch_size: int,
+    size: Size | None,
+    region: Size | None,
+    labels: bool,
+    prefetch: int = 4,
+) -> Iterator[Batch]:
+    """Endless batches of one rank, read in this process.
+
+    Args:
+        dataset: where the samples lie.
+        order: which sample comes when; `Order.history_after` gives the position to save.
+        batch_size: samples a batch.
+        size: (height, width) after resizing, None = native.
+        region: (height, width) of the seeded window cut after resizing, None = the whole image.
+        labels: whether batches carry labels; needs a labelled data set.
+        prefetch: batches decoded ahead.
+
+    Returns:
+        uint8 images, int64 labels or None, int64 seeds; closing the iterator stops its threads.
+    """
+    require_labels(dataset, labels)
+    with threads(1) as pool:
+        windows = ahead(pool, lambda window: window_rows(dataset, window, labels), order.windows(), 1)
+        rows = (row for window in windows for row in window)
+        yield from decode_batches(rows, batch_size, size, region, prefetch)
+
+
+def iterate_once(dataset: Dataset, *, rank: int = 0, world: int = 1, size: Size | None = None) -> Iterator[Batch]:
+    """Every sample once, one a batch, in stored order, for evaluation.
+
+    Each sample comes on exactly one rank and none is repeated to fill up, so counts summed over ranks are those of one
+    process. Images are resized to ``size``; labels (None without) keep their native size.
+    """
+    low, high = (r * len(dataset) // world for r in (rank, rank + 1))
+    with threads(1) as reading, threads(DECODE_THREADS) as decoding:
+        windows = ahead(reading, lambda window: window_rows(dataset, window, True), _stored(dataset, low, high), 1)
+        rows = (row for window in windows for row in window)
+        yield from ahead(decoding, lambda row: _whole(row, size), rows, 4)
+
+
+def window_rows(dataset: Dataset, window: Window, labels: bool) -> list[Row]:
+    """The rows of a window in its order, bytes still encoded."""
+    return dataset.read_window(window, labels).to_pylist()
+
+
+def decode_batches(
+    rows: Iterable[Row], batch_size: int, size: Size | None, region: Size | None, prefetch: int
+) -> Iterator[Batch]:
+    """Rows of `Dataset.read_window` to batches, each decoded by one of a few threads; no unfilled batch at the end."""
+
+    def make(rows: list[Row]) -> Batch:
+        pictures = [decode_sample(row, size=size, region=region, seed=row["seed"]) for row in rows]
+        return collate(pictures, [row["seed"] for row in rows], [str(row["key"]) for row in rows])
+
+    with threads(DECODE_THREADS) as pool:
+        yield from ahead(pool, make, _grouped(rows, batch_size), prefetch)
+
+
+def collate(pictures: list[tuple[Any, Any]], seeds: list[int], keys: list[str]) -> Batch:
+    """Decoded (image, label or None) pairs of one size to a batch."""
+    shapes = {image.shape for image, _ in pictures}
+    if len(shapes) > 1:
+        sizes = ", ".join(sorted(f"{w}x{h}" for h, w, _ in shapes))
+        raise UserError(f"images of one batch differ in size ({sizes}). Set a size or a region for the domain.")
+    image = torch.from_numpy(np.stack([image for image, _ in pictures])).permute(0, 3, 1, 2)
+    labels = [label for _, label in pictures]
+    label = None if labels[0] is None else torch.from_numpy(np.stack(labels)).long()
+    return Batch(image, label, torch.tensor(seeds, dtype=torch.int64), keys)
+
+
+def require_labels(dataset: Dataset, labels: bool) -> None:
+    """Refuse to read labels from a data set that has none."""
+    if labels and not dataset.labelled:
+        raise UserError(f"{dataset.uri!r} has no labels, but this domain needs them. Prepare it with labels.")
+
+
+def ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], depth: int
+) -> Iterator[Result]:
+    """Results of a function in order, with ``depth`` calls under way beyond the one that is waited for."""
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > depth:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+@contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that, when left early, drops what has not begun."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix="distuda-data")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    group: list[Item] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+
+
+def _stored(dataset: Dataset, low: int, high: int) -> Iterator[Window]:
+    """Samples low..high-1 in stored order, a row group a window; seeds are the positions."""
+    start = 0
+    for number, rows in enumerate(dataset.rows_per_group):
+        ids = np.arange(max(low, start), min(high, start + rows))
+        if len(ids):
+            yield Window(ids, np.full_like(ids, number), ids - start, ids)
+        start += rows
+
+
+def _whole(row: Row, size: Size | None) -> Batch:
+    native, label = decode_sample(row, size=None, region=None, seed=0)
+    image = native if size is None else resize_image(native, size)
+    return collate([(image, label)], [row["seed"]], [str(row["key"])])

@@ -1,0 +1,252 @@
+"""Samples to Parquet shards on any fsspec URI, and back one row group at a time."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distuda import storage
+from distuda.data.decode import SampleError, decode_label
+from distuda.data.labels import ClassTable
+from distuda.data.manifest import INDEX, INDEX_SCHEMA, MANIFEST, PROGRESS, Manifest, RowGroup, write_manifest
+from distuda.data.sample import SCHEMA, Sample
+from distuda.errors import UserError
+
+ROW_GROUP_BYTES = 16 * 2**20
+"""Default size of a row group, the unit of reading and of shuffling."""
+
+SHARD_SAMPLES = 256
+"""Default number of samples a shard file, the unit of writing and of restarting."""
+
+_KEY = re.compile(r"[A-Za-z0-9._\-]+(/[A-Za-z0-9._\-]+)*")
+
+
+@dataclass
+class Part:
+    """One written shard: its row groups and its lines of the index."""
+
+    groups: list[RowGroup] = field(default_factory=list)
+    index: list[pa.RecordBatch] = field(default_factory=list)
+
+    def table(self) -> pa.Table:
+        """The index lines."""
+        return pa.Table.from_batches(self.index, INDEX_SCHEMA)
+
+    def save(self, uri: str) -> None:
+        """Keep the part beside the shard until the manifest is written."""
+        meta = {"row_groups": json.dumps([group.to_json() for group in self.groups])}
+        with _whole_file(uri) as path:
+            pq.write_table(self.table().replace_schema_metadata(meta), path)
+
+    @classmethod
+    def load(cls, uri: str) -> "Part":
+        """The inverse of `save`."""
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+        groups = [RowGroup.from_json(group) for group in json.loads(table.schema.metadata[b"row_groups"])]
+        return cls(groups, table.cast(INDEX_SCHEMA).to_batches())
+
+
+def write_shards(
+    samples: Iterable[Sample],
+    uri: str,
+    table: ClassTable,
+    *,
+    row_group_bytes: int = ROW_GROUP_BYTES,
+    shard_samples: int = SHARD_SAMPLES,
+) -> Manifest:
+    """Write samples as they come and make the folder complete; memory holds one row group.
+
+    Args:
+        samples: with unique keys, all labelled or none; order is kept.
+        uri: an empty or missing folder.
+        table: what the labels mean.
+        row_group_bytes: encoded bytes after which a row group is closed.
+        shard_samples: samples a file.
+    """
+    require_empty(uri)
+    storage.write_bytes(storage.join(uri, PROGRESS, "started"), b"")
+    remaining = iter(samples)
+    parts: list[Part] = []
+    while (first := next(remaining, None)) is not None:
+        shard = chain([first], islice(remaining, shard_samples - 1))
+        parts.append(write_shard(shard, uri, len(parts), table.num_classes, row_group_bytes))
+    return finish(uri, table, parts)
+
+
+def require_empty(uri: str) -> None:
+    """Refuse a folder that holds something already."""
+    if entries := storage.list_folder(uri):
+        raise UserError(f"{uri!r} is not empty (it holds {entries[0]!r}). Choose another folder or remove it first.")
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.parquet"
+
+
+def write_shard(samples: Iterable[Sample], uri: str, number: int, num_classes: int, row_group_bytes: int) -> Part:
+    """Write one shard file; it appears whole or not at all."""
+    part, name = Part(), shard_name(number)
+    with _whole_file(storage.join(uri, name)) as path:
+        options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        with pq.ParquetWriter(path, SCHEMA, **options) as writer:
+            for rows in _by_bytes(samples, row_group_bytes):
+                writer.write_table(
+                    pa.Table.from_pylist([row.__dict__ for row in rows], SCHEMA), row_group_size=len(rows)
+                )
+                _record(part, rows, name, num_classes)
+    return part
+
+
+def finish(uri: str, table: ClassTable, parts: Sequence[Part], plan: str = "") -> Manifest:
+    """Write index and manifest over written shards, then remove the traces of progress."""
+    groups = tuple(group for part in parts for group in part.groups)
+    if not groups:
+        raise UserError(f"there is no sample to write to {uri!r}. Check the source folder and the filters.")
+    index = pa.concat_tables([part.table() for part in parts])
+    keys = index["key"].to_pylist()
+    key, times = Counter(keys).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"key {key!r} occurs {times} times. Keys must be unique in a data set; rename the files.")
+    num_unlabelled = index["class_pixels"].null_count
+    if 0 < num_unlabelled < len(keys):
+        raise UserError(f"{num_unlabelled} of {len(keys)} samples have no label. Give all of them labels, or none.")
+    with _whole_file(storage.join(uri, INDEX)) as path:
+        pq.write_table(index, path)
+    manifest = Manifest(table, groups, num_unlabelled == 0, _content_hash(index), plan)
+    write_manifest(uri, manifest)
+    storage.remove(storage.join(uri, PROGRESS))
+    return manifest
+
+
+def is_complete(uri: str) -> bool:
+    """Whether a folder is a finished data set."""
+    return storage.exists(storage.join(uri, MANIFEST))
+
+
+def read_row_group(uri: str, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
+    """One row group of a shard folder, its bytes still encoded."""
+    where = storage.join(uri, group.file)
+    fs, path = storage.filesystem(where)
+    footer = _footer(where)
+    if storage.is_local(where):
+        with pq.ParquetFile(path, metadata=footer) as file:
+            return file.read_row_group(group.index, columns=columns)
+    # ranges are fetched by Parquet's own pre-buffering, so the file object needs no cache
+    with fs.open(path, "rb", cache_type="none") as raw, pq.ParquetFile(raw, metadata=footer, pre_buffer=True) as file:
+        return file.read_row_group(group.index, columns=columns)
+
+
+@lru_cache(maxsize=4096)
+def _footer(uri: str) -> pq.FileMetaData:
+    fs, path = storage.filesystem(uri)
+    try:
+        with fs.open(path, "rb") as raw:
+            return pq.read_metadata(raw)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"shard {uri!r} is missing though the manifest lists it. Run `distuda prepare` again."
+        ) from error
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"shard {uri!r} is damaged ({error}). Remove the data set and run `distuda prepare` again."
+        ) from error
+
+
+def _by_bytes(samples: Iterable[Sample], limit: int) -> Iterator[list[Sample]]:
+    """Consecutive samples, closed as soon as their bytes reach the limit."""
+    rows: list[Sample] = []
+    size = 0
+    for sample in samples:
+        rows.append(sample)
+        size += _num_bytes(sample)
+        if size >= limit:
+            yield rows
+            rows, size = [], 0
+    if rows:
+        yield rows
+
+
+def _num_bytes(sample: Sample) -> int:
+    return len(sample.image) + len(sample.label or b"") + len(sample.instance or b"")
+
+
+def _record(part: Part, rows: list[Sample], name: str, num_classes: int) -> None:
+    pixels = [count_pixels(row, num_classes) for row in rows]
+    number = len(part.groups)
+    known = [p for p in pixels if p is not None]
+    total = tuple(np.sum(known, axis=0).tolist()) if known else (0,) * num_classes
+    part.groups.append(RowGroup(name, number, len(rows), sum(_num_bytes(row) for row in rows), total))
+    lines = [
+        {
+            "key": _checked_key(row.key),
+            "shard": name,
+            "row_group": number,
+            "row": i,
+            "height": row.height,
+            "width": row.width,
+            "class_pixels": pixels[i],
+            "digest": hashlib.sha256(row.image + (row.label or b"")).digest(),
+        }
+        for i, row in enumerate(rows)
+    ]
+    part.index.append(pa.RecordBatch.from_pylist(lines, INDEX_SCHEMA))
+
+
+def _checked_key(key: str) -> str:
+    """Keys name output files later, so they must not lead out of a folder."""
+    if not _KEY.fullmatch(key) or ".." in key.split("/"):
+        raise SampleError(key, "keys may hold letters, digits and . _ - / only. Rename the file.")
+    return key
+
+
+def count_pixels(sample: Sample, num_classes: int) -> list[int] | None:
+    """Pixels of each train id in a sample's label, C values; None without a label."""
+    if sample.label is None:
+        return None
+    counts = np.bincount(decode_label(sample.label, sample.key).ravel(), minlength=256)
+    if counts[num_classes:255].any():
+        bad = num_classes + int(counts[num_classes:255].argmax())
+        raise SampleError(sample.key, f"label id {bad} is outside the class table ({num_classes} classes).")
+    return [int(n) for n in counts[:num_classes]]
+
+
+def _content_hash(index: pa.Table) -> str:
+    total = hashlib.sha256()
+    for key, digest in zip(index["key"].to_pylist(), index["digest"].to_pylist(), strict=True):
+        total.update(key.encode() + digest)
+    return total.hexdigest()
+
+
+@contextmanager
+def _whole_file(uri: str) -> Iterator[Path]:
+    """A local path to write to; the URI gets the file when the block ends without an error."""
+    fs, target = storage.filesystem(uri)
+    if not storage.is_local(uri):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "part"
+            yield path
+            fs.put_file(str(path), target)  # object stores show an object only once its upload is complete
+        return
+    path = Path(target).with_name(f".{Path(target).name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+        os.replace(path, target)
+    except OSError as error:
+        raise UserError(f"cannot write {uri!r}: {error}. Choose a folder this user may write to.") from error
+    finally:
+        path.unlink(missing_ok=True)

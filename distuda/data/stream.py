@@ -1,0 +1,90 @@
+"""The same batches as `reader.read_batches`, with the reading done by Ray Data on whatever nodes there are.
+
+Ray maps positions to windows of our own order (`Dataset.read_window`), so there is no epoch for Ray to turn and nothing
+for it to shuffle. Bytes travel encoded through the object store and are decoded in threads of the consumer, which
+needs less memory than sending pixels and is faster on one machine. Positions come in stretches; the next stretch
+is started before the current one ends, since a start takes some tenths of a second.
+"""
+
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial
+from itertools import chain, islice
+
+import pyarrow as pa
+import ray.data
+
+from distuda.cluster.local import quiet_data, start_ray
+from distuda.data.batch import Batch
+from distuda.data.dataset import Dataset, read_windows
+from distuda.data.decode import Size
+from distuda.data.order import Order, Window
+from distuda.data.reader import Row, decode_batches, require_labels, threads
+
+STRETCH = 64
+"""Windows handed to one Ray Data execution."""
+
+LEAD = 8
+"""Windows before the end of a stretch at which the next one is started."""
+
+
+def stream_batches(
+    dataset: Dataset,
+    order: Order,
+    *,
+    batch_size: int,
+    size: Size | None,
+    region: Size | None,
+    labels: bool,
+    prefetch: int = 4,
+) -> Iterator[Batch]:
+    """Endless batches of one rank, equal to those of `reader.read_batches`; arguments as there.
+
+    Starts Ray on this machine unless it runs already. Each rank calls this for itself. One logical CPU has to be left
+    to data, or the stream waits for ever.
+    """
+    require_labels(dataset, labels)
+    start_ray()
+    quiet_data()
+    with closing(_rows(dataset, order, labels)) as rows:
+        yield from decode_batches(rows, batch_size, size, region, prefetch)
+
+
+Tables = Generator[pa.Table, None, None]
+
+
+def _rows(dataset: Dataset, order: Order, labels: bool) -> Generator[Row, None, None]:
+    windows = order.windows()
+    with threads(1) as pool:
+        following = pool.submit(_begin, dataset, list(islice(windows, STRETCH)), labels)
+        try:
+            while True:
+                first, tables = following.result()
+                with closing(tables):
+                    for number, table in enumerate(chain([first], tables), start=1):
+                        if number == STRETCH - LEAD:
+                            following = pool.submit(_begin, dataset, list(islice(windows, STRETCH)), labels)
+                        yield from table.to_pylist()
+        finally:
+            _abandon(following)
+
+
+def _begin(dataset: Dataset, windows: list[Window], labels: bool) -> tuple[pa.Table, Tables]:
+    """Start a stretch: its first table (one a window) and the generator of the others."""
+    tables = _tables(dataset, windows, labels)
+    return next(tables), tables
+
+
+def _tables(dataset: Dataset, windows: list[Window], labels: bool) -> Tables:
+    read = partial(read_windows, dataset=dataset, windows=windows, labels=labels)
+    positions = ray.data.range(len(windows), override_num_blocks=len(windows))
+    positions.context.execution_options.preserve_order = True
+    blocks = positions.map_batches(read, batch_size=1, zero_copy_batch=True)
+    yield from blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def _abandon(following: Future[tuple[pa.Table, Tables]]) -> None:
+    """End a stretch that was started and is not wanted any more."""
+    if not following.cancel() and following.exception() is None:
+        following.result()[1].close()

@@ -1,0 +1,273 @@
+"""The training loop. It knows nothing of Ray, of files' layouts or of any particular method."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distuda import storage
+from distuda.data.augment import region_size
+from distuda.data.batch import Batch
+from distuda.data.dataset import Dataset, open_dataset
+from distuda.data.order import Order
+from distuda.data.reader import iterate_once, read_batches
+from distuda.engine.checkpoint import Checkpoints, restore
+from distuda.engine.evaluate import evaluate
+from distuda.engine.log import Console, MetricsLog, TensorBoard, memory_gib
+from distuda.engine.run import build_method, environment
+from distuda.engine.step import Step, sync_buffers
+from distuda.errors import UserError
+from distuda.methods.method import Method
+from distuda.recipe import Domain, Recipe, changes, to_yaml
+
+OpenStream = Callable[..., Iterator[Batch]]
+
+
+@dataclass
+class Worker:
+    """This process among those that train together."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this one writes files and speaks."""
+        return self.rank == 0
+
+
+@dataclass
+class Data:
+    """The opened data sets of a run."""
+
+    source: Dataset
+    target: Dataset
+    evaluation: Dataset
+
+
+def choose_device(recipe: Recipe, local_rank: int = 0) -> torch.device:
+    """The recipe's device; `auto` takes CUDA where there is one."""
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device='cuda', but torch sees no CUDA device here. Use device=auto, or install a CUDA build of torch.")
+    use_cuda = recipe.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+
+
+def open_data(recipe: Recipe) -> Data:
+    """Open and check all data sets before anything is spent.
+
+    Raises:
+        UserError: missing data, an unlabelled source, different class tables.
+    """
+    source, target = open_dataset(recipe.source.uri), open_dataset(recipe.target.uri)
+    evaluation = open_dataset(recipe.evaluation.uri) if recipe.evaluation.uri else target
+    if not source.labelled:
+        raise UserError(f"source.uri={recipe.source.uri!r} has no labels. The source must be labelled; prepare it with labels.")
+    for name, data in (("target", target), ("evaluation", evaluation)):
+        if data.table.classes != source.table.classes:
+            raise UserError(
+                f"source has class table {source.table.name!r} {list(source.table.classes)}, {name} has "
+                f"{data.table.name!r} {list(data.table.classes)}. Prepare both with the same --classes."
+            )
+    if recipe.checkpoint.best_by == "target_miou" and not (recipe.evaluation.uri and evaluation.labelled):
+        raise UserError("checkpoint.best_by='target_miou' needs labelled samples in evaluation.uri. Set it, or choose a label-free score.")
+    if recipe.batch_size % recipe.accumulate:
+        raise UserError(f"accumulate={recipe.accumulate} does not divide batch_size={recipe.batch_size}. Choose a divisor.")
+    return Data(source, target, evaluation)
+
+
+def settle(recipe: Recipe) -> Recipe:
+    """The recipe with its run folder decided, and refused where that folder holds another run.
+
+    Raises:
+        UserError: the folder is taken and ``resume`` is off, or the run there had a different recipe.
+    """
+    if recipe.out is None:
+        out = f"runs/{recipe.method.name}-{datetime.now():%Y%m%d-%H%M%S}"  # type: ignore[attr-defined]
+        recipe = recipe.model_copy(update={"out": out})
+    assert recipe.out is not None
+    existing = storage.join(recipe.out, "recipe.yaml")
+    if not storage.exists(existing):
+        return recipe
+    if not recipe.resume:
+        raise UserError(f"out={recipe.out!r} holds a run already. Add resume=true to go on with it, or choose another folder.")
+    if different := changes(storage.read_bytes(existing).decode(), recipe):
+        raise UserError(
+            f"cannot resume {recipe.out!r} with a different recipe: {'; '.join(different)}. "
+            "Restore these values, or start a new run with another `out` and init_from."
+        )
+    return recipe
+
+
+def fit(recipe: Recipe, worker: Worker | None = None, open_stream: OpenStream = read_batches) -> str:
+    """Train as the recipe says, from the last checkpoint if there is one; gives the run folder.
+
+    Args:
+        recipe: settled (`settle`), the same on every rank.
+        worker: this process; alone on the recipe's device by default.
+        open_stream: `reader.read_batches` in process, `stream.stream_batches` under Ray.
+    """
+    worker = worker or Worker(device=choose_device(recipe))
+    data = open_data(recipe)
+    frequency = torch.tensor(data.source.class_frequencies(), dtype=torch.float32)
+    method = build_method(recipe, data.source.table.num_classes, frequency).to(worker.device).train()
+    with Session(recipe, worker, data, method) as session:
+        session.resume()
+        source, target = session.streams(open_stream)
+        while session.step_number < recipe.steps:
+            session.advance(source, target)
+            if session.due(recipe.log_every_steps):
+                session.log()
+            if session.due(recipe.evaluation.every_steps):
+                session.evaluate()
+            if session.due(recipe.checkpoint.every_steps):
+                session.save()
+    assert recipe.out is not None
+    return recipe.out
+
+
+class Session:
+    """What lives as long as one call of `fit`: counters, logs, streams and checkpoints."""
+
+    def __init__(self, recipe: Recipe, worker: Worker, data: Data, method: Method) -> None:
+        assert recipe.out is not None
+        self.recipe, self.worker, self.data, self.method, self.out = recipe, worker, data, method, recipe.out
+        self.step = Step(method, recipe, worker.device)
+        self.checkpoints = Checkpoints(self.out, recipe.checkpoint)
+        self.step_number = self.first_step = 0
+        self.orders: dict[str, Order] = {}
+        self.histories: dict[str, Any] = {"source": (), "target": ()}
+        self.scores: dict[str, Any] = {}
+        self.scalars: dict[str, Tensor] = {}
+        self._closing = ExitStack()
+        self._wait_s, self._clock_s, self._clock_step = 0.0, time.monotonic(), 0
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closing.close()
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, or lay out a new run folder; then open the logs."""
+        checkpoint = self.checkpoints.latest()
+        if checkpoint:
+            meta = restore(checkpoint, self.method, self.step)
+            self.step_number = self.first_step = self._clock_step = meta["step"]
+            self.histories, self.scores = meta["history"], meta["scores"]
+        if self.worker.leads:
+            self._describe_run()
+            self.log_file = MetricsLog(self.out, self.first_step)
+            self.tensorboard = TensorBoard(self.out) if self.recipe.tensorboard else None
+            title = f"{self.recipe.method.name}"  # type: ignore[attr-defined]
+            self.console = Console(title, self.recipe.steps, self.first_step)
+            self._closing.callback(self.log_file.flush)
+            self._closing.callback(self.console.close)
+        self._closing.callback(self.checkpoints.wait)
+
+    def _describe_run(self) -> None:
+        recipe = self.recipe.model_copy(update={"resume": False})
+        table = self.data.source.table
+        for name, text in (
+            ("classes.json", json.dumps(table.to_json(), indent=1)),
+            ("environment.json", json.dumps(environment(recipe) | {"workers": self.worker.world}, indent=1)),
+            ("recipe.yaml", to_yaml(recipe)),  # last: it makes the folder a run
+        ):
+            storage.write_bytes(storage.join(self.out, name), text.encode())
+
+    def streams(self, open_stream: OpenStream) -> tuple[Iterator[Batch], Iterator[Batch]]:
+        """Both domains' endless batches, from where the checkpoint left them."""
+        return self._stream("source", open_stream), self._stream("target", open_stream)
+
+    def _stream(self, name: str, open_stream: OpenStream) -> Iterator[Batch]:
+        domain: Domain = getattr(self.recipe, name)
+        dataset: Dataset = getattr(self.data, name)
+        weights = None
+        if name == "source" and self.recipe.source.rare_class_temperature is not None:
+            source = self.recipe.source
+            weights = dataset.rare_class_weights(source.rare_class_temperature, source.rare_class_min_pixels)
+        self.orders[name] = Order(
+            dataset.rows_per_group, seed=self.recipe.seed, domain=name, rank=self.worker.rank, world=self.worker.world,
+            window=domain.window, history=self.histories[name], weights=weights,
+        )  # fmt: skip
+        wants_labels = name == "source" or bool(getattr(self.recipe.method, "use_target_labels", False))
+        stream = open_stream(
+            dataset, self.orders[name], batch_size=self.recipe.batch_size, size=domain.size,
+            region=region_size(self.recipe.augment), labels=wants_labels,
+        )  # fmt: skip
+        return self._closing.enter_context(closing(stream))  # type: ignore[type-var]
+
+    def advance(self, source: Iterator[Batch], target: Iterator[Batch]) -> None:
+        """One step; the time spent waiting for data is counted apart."""
+        asked_s = time.monotonic()
+        batches = next(source), next(target)
+        self._wait_s += time.monotonic() - asked_s
+        self.scalars = self.step(*batches)
+        self.step_number += 1
+        if self.worker.leads:
+            self.console.step(self.step_number)
+
+    def due(self, every_steps: int) -> bool:
+        """Whether something that happens every so many steps, and after the last one, happens now."""
+        return self.step_number % every_steps == 0 or self.step_number == self.recipe.steps
+
+    def log(self) -> None:
+        """Write a training row. This is where the host waits for the device."""
+        values = {name: float(value) for name, value in self.scalars.items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise RuntimeError(
+                f"{', '.join(bad)} became {values[bad[0]]} by step {self.step_number}. Lower optimizer.lr, set "
+                "optimizer.clip_norm=1, or use precision=fp32."
+            )
+        now_s, steps = time.monotonic(), max(1, self.step_number - self._clock_step)
+        images = 2 * self.recipe.batch_size * self.worker.world * steps
+        row = {"kind": "train", "step": self.step_number, **values, "lr": self.step.optimizers[0].param_groups[0]["lr"]}
+        row |= {"images_per_s": images / (now_s - self._clock_s), "data_wait_s": self._wait_s / steps}
+        row |= {"memory_gib": memory_gib(self.worker.device)}
+        self._wait_s, self._clock_s, self._clock_step = 0.0, now_s, self.step_number
+        if self.worker.leads:
+            self._add(row)
+            self.console.train(row)
+
+    def evaluate(self) -> None:
+        """Score the predictor on the evaluation set, all ranks together."""
+        sync_buffers(self.method)
+        recipe, worker = self.recipe, self.worker
+        samples = iterate_once(self.data.evaluation, rank=worker.rank, world=worker.world, size=recipe.evaluation.size)
+        if recipe.evaluation.limit:
+            share = [(r * recipe.evaluation.limit) // worker.world for r in (worker.rank, worker.rank + 1)]
+            samples = islice(samples, share[1] - share[0])
+        if not recipe.evaluation.uri:  # the target's own labels, if it has any, are not looked at
+            samples = (Batch(batch.image_BCHW, None, batch.seed_B, batch.keys) for batch in samples)
+        scores = evaluate(self.method.predictor(), samples, self.data.source.table, bf16=recipe.precision == "bf16")
+        self.scores = scores
+        if worker.leads:
+            row = {"kind": "evaluation", "step": self.step_number, **scores}
+            self._add(row)
+            self.console.evaluation(row)
+            self.log_file.flush()
+        self._clock_s, self._clock_step = time.monotonic(), self.step_number
+
+    def save(self) -> None:
+        """Snapshot for a checkpoint; rank 0 writes it in the background."""
+        sync_buffers(self.method)
+        if self.worker.leads:
+            samples = (self.step_number - self.first_step) * self.recipe.batch_size
+            history = {name: order.history_after(samples) for name, order in self.orders.items()}
+            meta = {"step": self.step_number, "history": history, "scores": self.scores}
+            self.checkpoints.save(self.method, self.step, meta)
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self.log_file.add(row)
+        if self.tensorboard:
+            self.tensorboard.add(row)

@@ -1,0 +1,59 @@
+"""Score a finished run, alone or averaged with others, on labelled or unlabelled samples."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.progress import track
+
+from distuda import storage
+from distuda.data.dataset import open_dataset
+from distuda.data.reader import iterate_once
+from distuda.engine.evaluate import evaluate
+from distuda.engine.loop import choose_device
+from distuda.engine.run import Run, open_run
+from distuda.errors import UserError
+from distuda.methods.advent import Ensemble
+
+
+def score_run(uri: str, *, data: str | None = None, which: str = "last", ensemble: Sequence[str] = ()) -> dict[str, Any]:
+    """Evaluate a run's predictor over a whole data set; the row is also written into the run folder.
+
+    Args:
+        uri: run folder.
+        data: prepared samples; default: the run's evaluation set.
+        which: checkpoint, ``last`` or ``best``.
+        ensemble: other run folders whose up-sampled logits are averaged in (ADVENT's AdvEnt + MinEnt).
+
+    Returns:
+        What `engine.evaluate.evaluate` returns, with ``which``, ``uri``, ``step`` and ``members``.
+    """
+    run = open_run(uri, which)
+    data = data or run.recipe.evaluation.uri
+    if data is None:
+        raise UserError(f"the run {uri!r} names no evaluation samples. Give them with --data URI.")
+    dataset = open_dataset(data)
+    if dataset.table.classes != run.table.classes:
+        raise UserError(
+            f"{data!r} has class table {dataset.table.name!r}, the run was trained with {run.table.name!r}. "
+            "Prepare the data with the run's classes."
+        )
+    model = _joined(run, ensemble, which).to(choose_device(run.recipe))
+    samples = track(
+        iterate_once(dataset, size=run.recipe.evaluation.size), description="evaluating", total=len(dataset), transient=True
+    )
+    scores = evaluate(model, samples, run.table, bf16=run.recipe.precision == "bf16")
+    row = {"which": which, "uri": data, "step": run.step, "members": [uri, *ensemble], **scores}
+    name = f"evaluation-{'ensemble' if ensemble else which}.json"
+    storage.write_bytes(storage.join(uri, name), json.dumps(row, indent=1).encode())
+    return row
+
+
+def _joined(run: Run, others: Sequence[str], which: str) -> Any:
+    if not others:
+        return run.predictor
+    runs = [run, *(open_run(other, which) for other in others)]
+    for other in runs[1:]:
+        if other.table.classes != run.table.classes:
+            raise UserError(f"{other.uri!r} was trained with classes {other.table.name!r}, {run.uri!r} with {run.table.name!r}.")
+    return Ensemble([member.predictor for member in runs]).eval()

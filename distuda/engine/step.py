@@ -1,0 +1,115 @@
+"""One optimiser step: autocast, accumulation, clipping, all optimisers. Nothing in it waits for the device."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from distuda.data.augment import geometry
+from distuda.data.batch import Batch
+from distuda.engine.schedule import build_optimizers, build_schedules
+from distuda.methods.method import Method
+from distuda.recipe import Recipe
+
+
+class Step:
+    """Everything one call needs: method, optimisers, schedules.
+
+    Args:
+        method: on its device; wrapped in DDP here when a process group is up.
+        recipe: precision, accumulation, clipping, augmentation, optimiser.
+        device: where the batches go.
+    """
+
+    def __init__(self, method: Method, recipe: Recipe, device: torch.device) -> None:
+        self.method, self.recipe, self.device = method, recipe, device
+        self.optimizers: list[Optimizer] = build_optimizers(method, recipe.optimizer)
+        self.schedules: list[LambdaLR] = build_schedules(self.optimizers, recipe.optimizer, recipe.steps)
+        self.wrapped = _wrap(method, recipe, device)
+
+    def __call__(self, source: Batch, target: Batch) -> dict[str, Tensor]:
+        """Consume one raw batch a domain; gives the detached losses and metrics of the step, still on the device."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        parts = self.recipe.accumulate
+        pairs = list(zip(self._ready(source).split(parts), self._ready(target).split(parts), strict=True))
+        scalars: list[dict[str, Tensor]] = []
+        for i, (source_part, target_part) in enumerate(pairs):
+            with self._no_all_reduce(last=i == parts - 1), self._autocast():
+                losses = self.wrapped(source_part, target_part)
+                # The total is made inside autocast but in float32 (`Losses.total`).
+                (losses.total() / parts).backward()
+            scalars.append(losses.scalars())
+        self._update()
+        return {name: torch.stack([part[name] for part in scalars]).mean() for name in scalars[0]}
+
+    def _update(self) -> None:
+        if self.recipe.optimizer.clip_norm:
+            parameters = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.recipe.optimizer.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for schedule in self.schedules:
+            schedule.step()
+        self.method.after_step()
+
+    def _ready(self, batch: Batch) -> Batch:
+        """On the device, cropped, in the recipe's memory layout."""
+        batch = geometry(batch.to(self.device), self.recipe.augment)
+        if self.recipe.channels_last:
+            batch.image_BCHW = batch.image_BCHW.contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def _no_all_reduce(self, *, last: bool) -> Any:
+        return nullcontext() if last or not isinstance(self.wrapped, DistributedDataParallel) else self.wrapped.no_sync()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimisers and schedules; tensors and plain values only."""
+        return {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [{"last_epoch": schedule.last_epoch} for schedule in self.schedules],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken."""
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
+            schedule.last_epoch = saved["last_epoch"]
+
+
+def _wrap(method: Method, recipe: Recipe, device: torch.device) -> nn.Module:
+    """The method itself, compiled and under DDP as the run asks."""
+    if recipe.channels_last:
+        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    wrapped: nn.Module = method
+    if recipe.compile:
+        wrapped = torch.compile(wrapped)  # type: ignore[assignment]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Buffers are a rank's own in a step (two forwards a step would trip over a broadcast); `sync_buffers`
+        # averages them before anyone looks.
+        ids = [device.index] if device.type == "cuda" else None
+        wrapped = DistributedDataParallel(wrapped, device_ids=ids, broadcast_buffers=False)
+    return wrapped
+
+
+@torch.no_grad()
+def sync_buffers(method: nn.Module) -> None:
+    """Average floating-point buffers (batch-norm statistics) over ranks, in place; nothing with one rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    floats = [buffer for buffer in method.buffers() if buffer.is_floating_point()]
+    flat = torch.cat([buffer.flatten() for buffer in floats])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for buffer, part in zip(floats, flat.split([buffer.numel() for buffer in floats]), strict=True):
+        buffer.copy_(part.view_as(buffer))
+
+

@@ -1,0 +1,144 @@
+"""ADVENT: entropy minimisation, direct (MinEnt) and adversarial (AdvEnt).
+
+Vu, Jain, Bucher, Cord, Perez: ADVENT: Adversarial Entropy Minimization for Domain Adaptation in Semantic
+Segmentation, CVPR 2019. The card in docs/methods/advent.md says which facts are certain.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from distuda import losses
+from distuda.data.batch import Batch
+from distuda.methods.method import Context, Group, Losses, Method, MethodConfig
+from distuda.models.discriminator import Discriminator
+from distuda.models.segmenter import Output, Segmenter
+
+SOURCE, TARGET = 0, 1
+
+
+class MinEnt(Method):
+    """Source cross-entropy plus the mean prediction entropy of target images."""
+
+    class Config(MethodConfig):
+        """Fields of `MinEnt`; defaults are the paper's (GTA5 -> Cityscapes, DeepLab-v2)."""
+
+        lambda_ent: float = Field(0.001, ge=0, description="weight of the main head's entropy")
+        lambda_ent_aux: float = Field(0.0002, ge=0, description="weight of the auxiliary head's entropy")
+        start_step: int = Field(0, ge=0, description="steps of source-only training before the entropy term acts [steps]")
+        entropy_range: float = Field(
+            1.0, gt=0, le=1, description="share of each image's highest-entropy pixels used; the paper's ER is 0.3"
+        )
+        entropy_range_divide_by_all: bool = Field(
+            False, description="divide the selected entropy by all pixels, not by the selected ones (our reading: false)"
+        )
+        class_prior: float = Field(
+            0.0, ge=0, description="factor on lambda_ent for the class-prior hinge, 0 = off (the paper's CP; weight unpublished)"
+        )
+        class_prior_mu: float = Field(0.5, ge=0, le=1, description="relaxation of the class prior (paper: 0.5)")
+
+    config: Config
+
+    def forward(self, source: Batch, target: Batch) -> Losses:
+        """Two domains, one summed objective."""
+        assert source.label_BHW is not None
+        output_src, output_tgt = self.run_student(self.labelled_view(source), target.image_BCHW)
+        terms = self.supervise(output_src, source.label_BHW)
+        ramp = self.ramp(self.config.start_step)
+        for suffix, logits, weight in (
+            ("", output_tgt.main, self.config.lambda_ent),
+            ("_aux", output_tgt.aux, self.config.lambda_ent_aux),
+        ):
+            if logits is not None:
+                terms |= {name + suffix: ramp * weight * loss for name, loss in self._target_terms(logits).items()}
+        return Losses(terms, {"entropy_tgt": losses.entropy_map(output_tgt.main.detach()).mean()})
+
+    def _target_terms(self, logits_BCHW: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        entropy = losses.entropy(
+            logits_BCHW, config.entropy_range, divide_by_all=config.entropy_range_divide_by_all
+        )
+        if not config.class_prior:
+            return {"ent_tgt": entropy}
+        prior_C = self.context.class_frequency_src.to(logits_BCHW.device)
+        return {
+            "ent_tgt": entropy,
+            "prior_tgt": config.class_prior * losses.class_prior(logits_BCHW, prior_C, config.class_prior_mu),
+        }
+
+
+class AdvEnt(Method):
+    """Source cross-entropy plus discriminators on weighted self-information maps, one a head.
+
+    The paper runs three backward passes a step and toggles the discriminators' gradients in between. Here one summed
+    objective gives the same gradients: the fooling term sees the discriminators with detached parameters, the
+    discriminators see detached predictions.
+    """
+
+    class Config(MethodConfig):
+        """Fields of `AdvEnt`; defaults are the paper's."""
+
+        lambda_adv: float = Field(0.001, ge=0, description="weight of the main head's fooling loss")
+        lambda_adv_aux: float = Field(0.0002, ge=0, description="weight of the auxiliary head's fooling loss")
+        discriminator_lr: float = Field(1e-4, gt=0, description="Adam learning rate of the discriminators")
+        start_step: int = Field(
+            0, ge=0, description="steps in which only the discriminators look at the target, before fooling starts [steps]"
+        )
+
+    config: Config
+
+    def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
+        super().__init__(config, student, context)
+        levels = 2 if student.has_aux else 1
+        self.discriminators = nn.ModuleList(Discriminator(context.num_classes) for _ in range(levels))
+
+    def parameter_groups(self) -> list[Group]:
+        """The student's groups and one for the discriminators."""
+        parameters = list(self.discriminators.parameters())
+        return [*super().parameter_groups(), Group("discriminator", parameters, self.config.discriminator_lr)]
+
+    def forward(self, source: Batch, target: Batch) -> Losses:
+        """Segmentation, fooling and discriminator terms in one objective."""
+        assert source.label_BHW is not None
+        output_src, output_tgt = self.run_student(self.labelled_view(source), target.image_BCHW)
+        terms = self.supervise(output_src, source.label_BHW)
+        metrics: dict[str, Tensor] = {}
+        weights = (self.config.lambda_adv, self.config.lambda_adv_aux)
+        for level, discriminator in enumerate(self.discriminators):
+            suffix = "" if level == 0 else "_aux"
+            maps_src, maps_tgt = (losses.self_information(_level(output, level)) for output in (output_src, output_tgt))
+            frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
+            fooled = functional_call(discriminator, frozen, (maps_tgt,))
+            terms[f"adv_tgt{suffix}"] = (
+                self.ramp(self.config.start_step) * weights[level] * losses.domain_bce(fooled, SOURCE)
+            )
+            judged_src, judged_tgt = discriminator(maps_src.detach()), discriminator(maps_tgt.detach())
+            terms[f"discriminator{suffix}"] = 0.5 * (
+                losses.domain_bce(judged_src, SOURCE) + losses.domain_bce(judged_tgt, TARGET)
+            )
+            right = ((judged_src < 0).float().mean() + (judged_tgt > 0).float().mean()) / 2
+            metrics[f"discriminator_accuracy{suffix}"] = right.detach()
+        return Losses(terms, metrics)
+
+
+def _level(output: Output, level: int) -> Tensor:
+    logits = output.main if level == 0 else output.aux
+    assert logits is not None
+    return logits
+
+
+class Ensemble(Segmenter):
+    """Average of several networks' up-sampled main logits: the paper's AdvEnt + MinEnt, made at evaluation only.
+
+    Args:
+        members: networks with the same classes.
+    """
+
+    def __init__(self, members: list[Segmenter]) -> None:
+        super().__init__(members[0].num_classes, align_corners=members[0].align_corners)
+        self.members = nn.ModuleList(members)
+
+    def forward(self, image_BCHW: Tensor) -> Output:
+        """float RGB in [0, 1] -> averaged logits at input size; no auxiliary head."""
+        return Output(torch.stack([member(image_BCHW).main for member in self.members]).mean(dim=0))

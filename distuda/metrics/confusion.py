@@ -1,0 +1,60 @@
+"""mIoU by the Cityscapes convention: one int64 confusion matrix over the whole set, at native label size.
+
+Pixels whose label is ignored never count, classes that neither occur nor are predicted leave the mean
+(cityscapesScripts, evalPixelLevelSemanticLabeling).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distuda.losses import IGNORE
+
+
+@dataclass
+class Confusion:
+    """Counts by (label, prediction), summed over images and, with `all_reduce`, over ranks.
+
+    Args:
+        num_classes: C; predictions must be in [0, C).
+    """
+
+    num_classes: int
+    counts_CC: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts_CC = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
+
+    def update(self, prediction_HW: Tensor, label_HW: Tensor) -> None:
+        """Add one or more images; both integer tensors of the same shape, on one device."""
+        if prediction_HW.shape != label_HW.shape:
+            raise ValueError(f"prediction {tuple(prediction_HW.shape)} and label {tuple(label_HW.shape)} differ in shape")
+        valid = label_HW != IGNORE
+        index = label_HW[valid].long() * self.num_classes + prediction_HW[valid].long()
+        counts = torch.bincount(index, minlength=self.num_classes**2)
+        if len(counts) > self.num_classes**2:
+            raise ValueError(f"an id is outside [0, {self.num_classes}): label {label_HW[valid].max()}")
+        self.counts_CC = self.counts_CC.to(counts.device) + counts.view(self.num_classes, self.num_classes)
+
+    def all_reduce(self) -> None:
+        """Sum over ranks; nothing with one rank."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.counts_CC)
+
+    def iou(self) -> np.ndarray:
+        """Intersection over union a class, float64 in [0, 1]; NaN for classes without a pixel on either side."""
+        counts = self.counts_CC.cpu().numpy().astype(np.float64)
+        hits = counts.diagonal()
+        union = counts.sum(0) + counts.sum(1) - hits
+        return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+
+    def miou(self) -> float:
+        """Mean IoU in [0, 1] over the classes that occur or are predicted."""
+        iou = self.iou()
+        return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
+
+    def accuracy(self) -> float:
+        """Share of labelled pixels predicted right, in [0, 1]."""
+        return float(self.counts_CC.diagonal().sum() / self.counts_CC.sum().clamp(min=1))

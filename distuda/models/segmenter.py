@@ -1,0 +1,96 @@
+"""The contract every segmentation network keeps: normalise, encode to features, decode to logits at input size.
+
+Shape legend: B images, C classes, H and W pixels; ``features`` is the network's own tuple of maps.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Features = tuple[Tensor, ...]
+
+
+class Output(NamedTuple):
+    """Logits of the main head and, for multi-level networks, of the auxiliary head; both (B, C, H, W) at input size."""
+
+    main: Tensor
+    aux: Tensor | None = None
+
+
+class Normalise(nn.Module):
+    """RGB in [0, 1] to what the pretrained encoder expects.
+
+    Args:
+        mean, std: three values each, in RGB order, on the [0, 1] scale.
+        bgr: reverse the channels after normalising (Caffe-style weights).
+        scale: final factor (255 for networks fed with mean-subtracted 0..255 values).
+    """
+
+    def __init__(self, mean: list[float], std: list[float], *, bgr: bool = False, scale: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.bgr, self.scale = bgr, scale
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """float RGB [0, 1] (B, 3, H, W) to normalised, same shape."""
+        x = (image_BCHW - self.mean) / self.std * self.scale
+        return x.flip(1) if self.bgr else x
+
+
+class Segmenter(nn.Module):
+    """Base of all networks: subclasses set ``normalise`` and write `encode`, `heads` and `parameter_groups`.
+
+    Args:
+        num_classes: channels of the logits.
+        align_corners: how logits are up-sampled to input size (True in the ADVENT family, False elsewhere).
+    """
+
+    normalise: Normalise
+    has_aux: bool = False  # whether `heads` gives auxiliary logits
+    freeze_statistics: bool = False  # batch norm by running statistics, also in training mode
+
+    def __init__(self, num_classes: int, *, align_corners: bool = False) -> None:
+        super().__init__()
+        self.num_classes, self.align_corners = num_classes, align_corners
+
+    def train(self, mode: bool = True) -> "Segmenter":
+        """Training or evaluation mode; batch norm stays in evaluation mode where its statistics are frozen."""
+        super().train(mode)
+        if self.freeze_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def encode(self, x_BCHW: Tensor) -> Features:
+        """Normalised image to features."""
+        raise NotImplementedError
+
+    def heads(self, features: Features) -> tuple[Tensor, Tensor | None]:
+        """Features to (main, auxiliary or None) logits at feature resolution, float."""
+        raise NotImplementedError
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters that learn at the head's rate (freshly initialised ones)."""
+        raise NotImplementedError
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """All other trainable parameters: those that usually start from pretrained weights."""
+        heads = {id(p) for p in self.head_parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in heads]
+
+    def decode(self, features: Features, size: tuple[int, int]) -> Output:
+        """Features to logits up-sampled to ``size`` (height, width)."""
+        main, aux = self.heads(features)
+        return Output(self._resize(main, size), None if aux is None else self._resize(aux, size))
+
+    def forward(self, image_BCHW: Tensor) -> Output:
+        """float32 RGB in [0, 1], (B, 3, H, W), any H and W of at least 32 -> logits (B, C, H, W)."""
+        features = self.encode(self.normalise(image_BCHW))
+        return self.decode(features, (image_BCHW.shape[-2], image_BCHW.shape[-1]))
+
+    def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)

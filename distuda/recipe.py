@@ -1,0 +1,286 @@
+"""What a run is made of: one typed recipe, read from YAML and dotted overrides, checked before anything starts.
+
+Precedence, lowest first: the defaults here, the YAML file, `name=value` words. Unknown fields and bad values become
+one `UserError` that gives the field's path, what was given, what is allowed and the nearest valid name.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Union, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from yaml import YAMLError
+
+from distuda import storage
+from distuda.data.augment import GeometryConfig, PhotometryConfig
+from distuda.errors import UserError, nearest
+from distuda.methods import METHODS, MethodConfig
+
+Size = tuple[int, int]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown names are refused, values are checked again when set."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class Domain(Section):
+    """Where one domain's samples come from and how they are ordered."""
+
+    uri: str = Field(description="prepared shards: a folder, an fsspec URI, or streets://STYLE")
+    size: Size | None = Field(None, description="height and width every image is resized to, none = native [pixels]")
+    window: int = Field(4, ge=1, description="row groups shuffled together; memory grows with it [row groups]")
+
+
+class Source(Domain):
+    """The labelled domain."""
+
+    uri: str = Field("streets://day", description="labelled prepared shards: a folder, an fsspec URI, or streets://STYLE")
+    rare_class_temperature: float | None = Field(
+        None, gt=0, description="rare-class sampling; lower favours rare classes more, none = off (DAFormer: 0.01)"
+    )
+    rare_class_min_pixels: int = Field(
+        3000, ge=1, description="an image holds a class if it has more pixels of it than this, at native size [pixels]"
+    )
+
+
+class Target(Domain):
+    """The domain the model must work in; its labels, if any, are not used for training."""
+
+    uri: str = Field("streets://dusk", description="unlabelled prepared shards: a folder, an fsspec URI, or streets://STYLE")
+
+
+class Evaluation(Section):
+    """How a run is scored while it trains."""
+
+    uri: str | None = Field(
+        "streets://dusk/val", description="labelled target samples, for scoring only; none = label-free scores on the target"
+    )
+    size: Size | None = Field(None, description="size images are fed at, none = native; scores are at label size [pixels]")
+    every_steps: int = Field(500, ge=1, description="steps between evaluations; the last step is always evaluated [steps]")
+    limit: int | None = Field(None, ge=1, description="evaluate only the first images, none = all [images]")
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    name: Literal["lite", "deeplabv2_resnet101", "deeplabv2_resnet50", "deeplabv2_resnet18"] = Field(
+        "lite", description="architecture"
+    )
+    weights: str = Field("imagenet", description="starting weights: imagenet, none, or the path of a published state dict")
+    multi_level: bool = Field(True, description="auxiliary head on layer3 (DeepLab only; ADVENT's multi-level variant)")
+    batch_norm: Literal["train", "frozen"] = Field(
+        "train", description="normalise training batches by their own statistics, or by the starting weights' (frozen)"
+    )
+
+
+class Augment(GeometryConfig):
+    """Training crops and the strong view."""
+
+    photometry: PhotometryConfig = Field(default_factory=PhotometryConfig, description="colour jitter and blur of strong views")
+    photometry_labelled: bool = Field(True, description="labelled images are seen through the same jitter and blur")
+
+
+class OptimizerConfig(Section):
+    """The student's optimiser and every learning rate's schedule."""
+
+    name: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
+    lr: float = Field(2e-4, gt=0, description="learning rate of the encoder")
+    head_lr_factor: float = Field(10.0, gt=0, description="the heads learn at lr times this")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw, L2 for sgd; none on norms and biases with adamw")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of adamw")
+    schedule: Literal["poly", "constant"] = Field("poly", description="how all learning rates decay")
+    poly_power: float = Field(0.9, gt=0, description="lr * (1 - step / decay_steps) ** this")
+    decay_steps: int | None = Field(None, ge=1, description="step at which poly reaches 0, none = steps [steps]")
+    warmup_steps: int = Field(0, ge=0, description="linear rise of the student's learning rate from near 0 [steps]")
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm of all parameters together, none = off")
+
+
+class CheckpointConfig(Section):
+    """What is kept of a run."""
+
+    every_steps: int = Field(500, ge=1, description="steps between checkpoints; the last step always has one [steps]")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    best_by: Literal["information_maximisation", "entropy", "target_miou"] = Field(
+        "information_maximisation", description="score that chooses `best`; target_miou looks at target labels and is named so"
+    )
+
+
+_MethodUnion = Union[  # noqa: UP007 - built from the visible dict, so a new method needs no edit here
+    tuple(
+        create_model(f"{method.__name__}Config", __base__=method.Config, name=(Literal[name], name))  # type: ignore[valid-type]
+        for name, method in METHODS.items()
+    )
+]
+
+
+class Recipe(Section):
+    """Everything a run needs; written into its folder as resolved."""
+
+    out: str | None = Field(None, description="run folder, any fsspec URI; none = runs/METHOD-TIME")
+    resume: bool = Field(False, description="go on from the last checkpoint in `out`")
+    init_from: str | None = Field(None, description="run folder whose final student this one starts from")
+    seed: int = Field(0, ge=0, description="decides fresh weights, sample order and every augmentation draw")
+    steps: int = Field(2000, ge=1, description="optimiser steps; each takes one source and one target batch [steps]")
+    batch_size: int = Field(4, ge=1, description="samples a domain, worker and step [images]")
+    accumulate: int = Field(1, ge=1, description="micro-batches a step; divides batch_size")
+    workers: int = Field(0, ge=0, description="Ray Train workers; 0 = train in this process without Ray")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where a worker computes; auto = CUDA if there is one")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="of the networks' arithmetic; weights stay float32")
+    channels_last: bool = Field(True, description="memory layout of images and weights; faster on most hardware")
+    compile: bool = Field(False, description="torch.compile the method; pays off on long GPU runs")
+    source: Source = Field(default_factory=Source, description="the labelled domain")
+    target: Target = Field(default_factory=Target, description="the unlabelled domain")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="scoring during training")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the network")
+    method: Annotated[_MethodUnion, Field(discriminator="name")] = Field(
+        default_factory=lambda: parse_method({"name": "self_training"}), description="what is minimised"
+    )
+    augment: Augment = Field(default_factory=Augment, description="training crops and views")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="updates and schedule")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="what is kept")
+    log_every_steps: int = Field(20, ge=1, description="steps between lines of metrics.jsonl [steps]")
+    tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
+
+    @property
+    def method_class(self) -> Any:
+        """The class that implements ``method``."""
+        return METHODS[self.method.name]  # type: ignore[attr-defined]
+
+
+def parse_method(values: dict[str, Any]) -> MethodConfig:
+    """A method's typed configuration from its fields; ``name`` chooses it."""
+    holder = create_model("Holder", method=(Annotated[_MethodUnion, Field(discriminator="name")], ...))
+    return holder(method=values).method  # type: ignore[attr-defined, no-any-return]
+
+
+def load_recipe(path: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """A checked recipe from an optional YAML file or URI and dotted overrides such as ``optimizer.lr=1e-4``.
+
+    Raises:
+        UserError: an unreadable file, an unknown field, a bad value; one message names all of them.
+    """
+    try:
+        config = OmegaConf.create(storage.read_bytes(path).decode()) if path else OmegaConf.create({})
+        if not OmegaConf.is_dict(config):
+            raise UserError(f"recipe {path!r} must be a mapping of fields. See `distuda train --help`.")
+        for word in overrides:
+            if "=" not in word:
+                raise UserError(f"override {word!r} has no '='. Write it as field=value, for example steps=500.")
+        merged = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read recipe {path or ''} {' '.join(overrides)}: {error}") from error
+    return parse_recipe(values)
+
+
+def parse_recipe(values: Any) -> Recipe:
+    """A checked recipe from plain values. Raises `UserError` listing every mistake."""
+    if isinstance(values, dict) and isinstance(values.get("method"), str):  # `method=advent` is short for its name
+        values = {**values, "method": {"name": values["method"]}}
+    if isinstance(values, dict) and isinstance(values.get("method"), dict):
+        values = {**values, "method": {"name": "self_training", **values["method"]}}
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(dict(item), values) for item in error.errors())) from None
+
+
+def _explain(error: dict[str, Any], values: Any) -> str:
+    """One mistake as: path, what was given, what is allowed, nearest name."""
+    location = [str(part) for part in error["loc"] if str(part) not in METHODS or len(error["loc"]) == 1]
+    path = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        names = _names_at(location[:-1], values)
+        hint = nearest(location[-1], names)
+        return f"unknown field {path!r}{hint}. Fields there: {', '.join(names)}."
+    if error["type"] == "union_tag_invalid":
+        given = error["ctx"]["tag"]
+        return f"method.name={given!r} is not a method{nearest(given, METHODS)}. Allowed: {', '.join(METHODS)}."
+    given = error["input"]
+    hint = ""
+    if error["type"] == "literal_error" and isinstance(given, str):
+        hint = nearest(given, [word.strip("' ") for word in error["ctx"]["expected"].replace(" or ", ",").split(",")])
+    allowed = error["msg"].replace("Input should be", "should be")
+    return f"{path}={given!r} is not valid{hint}: {allowed}. {_description(location)}".rstrip()
+
+
+def _names_at(location: list[str], values: Any) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        section = _section_of(section, part, values)
+        if section is None:
+            return []
+    return list(section.model_fields)
+
+
+def _section_of(section: type[BaseModel], name: str, values: Any = None) -> Any:
+    """The model class behind a field, or None for a plain value."""
+    if section is Recipe and name == "method":
+        given = values.get("method", {}) if isinstance(values, dict) else {}
+        return METHODS[given.get("name", "self_training")].Config
+    field = section.model_fields.get(name)
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _description(location: list[str]) -> str:
+    section: Any = Recipe
+    for part in location[:-1]:
+        section = _section_of(section, part)
+        if section is None:
+            return ""
+    field = section.model_fields.get(location[-1]) if location else None
+    return f"It is the {field.description}." if field and field.description else ""
+
+
+def fields() -> Iterator[tuple[str, str, str, str]]:
+    """Every field as (path, type, default, description with unit), for `distuda train --help`."""
+    yield from _walk(Recipe, "")
+    for name, method in METHODS.items():
+        yield from _walk(method.Config, f"method[{name}].")
+
+
+def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if section is Recipe and name == "method":
+            yield "method.name", " | ".join(METHODS), "self_training", field.description or ""
+        elif isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _walk(inner, f"{prefix}{name}.")
+        else:
+            default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+            yield prefix + name, _type_name(inner), default, field.description or ""
+
+
+def _type_name(annotation: Any) -> str:
+    if getattr(annotation, "__origin__", None) is Literal:
+        return " | ".join(str(value) for value in get_args(annotation))
+    return str(getattr(annotation, "__name__", annotation)) if not get_args(annotation) else str(annotation)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump(mode="json")))
+
+
+# Fields that say where and how a run computes, not what: they may differ when a run is resumed.
+_FREE_ON_RESUME = {"out", "resume", "workers", "device", "log_every_steps", "tensorboard", "evaluation", "checkpoint"}
+
+
+def changes(saved_yaml: str, recipe: Recipe) -> list[str]:
+    """What a resumed recipe changes of the saved one, as ``field: old -> new``; empty when it may go on."""
+    old = _flat(OmegaConf.to_container(OmegaConf.create(saved_yaml)))
+    new = _flat(recipe.model_dump(mode="json"))
+    names = [name for name in {**old, **new} if name.split(".")[0] not in _FREE_ON_RESUME]
+    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix[:-1]: values}
+    return {path: leaf for name, value in values.items() for path, leaf in _flat(value, f"{prefix}{name}.").items()}

@@ -1,0 +1,149 @@
+"""What a report prints, read from run folders: recipes, logs, scores, environment and pictures."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rich.progress import track
+
+from distuda import storage
+from distuda.data.batch import Batch
+from distuda.data.dataset import open_dataset
+from distuda.data.reader import iterate_once
+from distuda.engine.loop import choose_device
+from distuda.engine.run import Run
+from distuda.errors import UserError
+from distuda.report.panels import Panel, choose, make_panels, spread
+
+SEARCHED_IMAGES = 40
+"""Images compared to find the largest gain and the largest loss; evenly spread over the evaluation set."""
+
+
+@dataclass
+class Side:
+    """What the report knows of one run.
+
+    Attributes:
+        name: how it is called in tables and figures.
+        run: the opened run.
+        rows: of metrics.jsonl.
+        evaluation: scores of the checkpoint that is reported; empty when there is none.
+        environment: versions and hardware.
+    """
+
+    name: str
+    run: Run
+    rows: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        """The method's name for readers."""
+        return str(self.run.recipe.method.name).replace("_", "-")  # type: ignore[attr-defined]
+
+    @property
+    def data_uri(self) -> str:
+        """Where the evaluated images lie."""
+        recipe = self.run.recipe
+        return str(self.evaluation.get("uri") or recipe.evaluation.uri or recipe.target.uri)
+
+    @property
+    def miou(self) -> float | None:
+        """mIoU in [0, 1]; None without labels."""
+        value = self.evaluation.get("miou")
+        return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass
+class ReportData:
+    """Everything `render` prints.
+
+    Attributes:
+        run, baseline: the reported run, and the one it is measured against, if any.
+        which: ``last`` or ``best``.
+        panels: pictures in reading order.
+        notes: what a reader must know before comparing the numbers.
+        extras: further facts, name -> text.
+    """
+
+    run: Side
+    baseline: Side | None = None
+    which: str = "last"
+    panels: list[Panel] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sides(self) -> list[Side]:
+        """Baseline first, as in every table."""
+        return [side for side in (self.baseline, self.run) if side]
+
+
+def gather(
+    run: Run, baseline: Run | None, *, which: str = "last", num_panels: int = 6, extras: Mapping[str, Any] | None = None
+) -> ReportData:
+    """Read logs and scores of opened runs and make the pictures; arguments as in `write_report`."""
+    if baseline and baseline.table.classes != run.table.classes:
+        raise UserError(
+            f"{baseline.uri!r} has class table {baseline.table.name!r} {list(baseline.table.classes)}, {run.uri!r} has "
+            f"{run.table.name!r} {list(run.table.classes)}. Choose a baseline that was trained with the same classes."
+        )
+    data = ReportData(
+        _side(run, which, "adapted"),
+        _side(baseline, which, "baseline") if baseline else None,
+        which,
+        extras=extras or {},
+    )
+    data.notes = list(_warnings(data))
+    if num_panels:
+        try:
+            data.panels = _panels(data, num_panels)
+        except UserError as error:  # the numbers stand without pictures; data may have moved since the run
+            data.notes.append(f"No pictures: {error}")
+    return data
+
+
+def _side(run: Run, which: str, role: str) -> Side:
+    method = str(run.recipe.method.name).replace("_", "-")  # type: ignore[attr-defined]
+    name = "source-only" if method == "source-only" else role if role == "adapted" else f"{role} ({method})"
+    rows = run.rows()
+    evaluation = _read_json(storage.join(run.uri, f"evaluation-{which}.json"))
+    if not evaluation:
+        evaluation = next((row for row in rows if row["kind"] == "evaluation" and row["step"] == run.step), {})
+    return Side(name, run, rows, evaluation, _read_json(storage.join(run.uri, "environment.json")))
+
+
+def _read_json(uri: str) -> dict[str, Any]:
+    return dict(json.loads(storage.read_bytes(uri))) if storage.exists(uri) else {}
+
+
+def _warnings(data: ReportData) -> Iterator[str]:
+    """What makes the numbers weaker or not comparable."""
+    if not data.run.evaluation:
+        yield "This checkpoint has not been evaluated yet; `distuda evaluate` does it."
+    for side in data.sides:
+        if data.which == "best" and side.run.recipe.checkpoint.best_by == "target_miou":
+            yield f"The {side.name} checkpoint was chosen by target labels, so its mIoU is an optimistic one."
+    if data.baseline and data.baseline.evaluation and data.run.evaluation:
+        for key, what in (("uri", "data"), ("num_images", "number of images"), ("label_sizes", "label size")):
+            given = [side.evaluation.get(key) for side in data.sides]
+            if given[0] != given[1] and None not in given:
+                yield f"The two runs were evaluated with a different {what} ({given[0]} and {given[1]}): not comparable."
+
+
+def _panels(data: ReportData, count: int) -> list[Panel]:
+    recipe = data.run.run.recipe
+    dataset = open_dataset(data.run.data_uri)
+    total = min(len(dataset), data.run.evaluation.get("num_images", len(dataset)))
+    scored = dataset.labelled and data.run.miou is not None
+    wanted = spread(total, max(count, SEARCHED_IMAGES) if scored else count)
+    samples: Iterable[Batch] = iterate_once(dataset, size=recipe.evaluation.size)
+    samples = track(samples, description="report pictures", total=max(wanted, default=0) + 1, transient=True)
+    if not scored:  # the target's own labels are not looked at
+        samples = (replace(batch, label_BHW=None) for batch in samples)
+    device = choose_device(recipe)
+    predictors = {side.name: side.run.predictor.to(device).eval() for side in data.sides}
+    return choose(make_panels(samples, set(wanted), predictors, data.run.run.table), count)

@@ -1,0 +1,271 @@
+"""The report of a run: one HTML file with its numbers, curves, pictures and how they were made. Needs no network."""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from distuda import storage
+from distuda.data.labels import ClassTable
+from distuda.engine.run import open_run
+from distuda.recipe import to_yaml
+from distuda.report import figures
+from distuda.report.figures import Series
+from distuda.report.gather import SEARCHED_IMAGES, ReportData, Side, gather
+from distuda.report.panels import class_palette, entropy_ramp
+
+_TITLES = {
+    "lr": ("learning rate", 1.0),
+    "images_per_s": ("throughput [images/s]", 1.0),
+    "data_wait_s": ("wait for data [ms a step]", 1e3),
+}
+"""Logged numbers that are neither losses nor a method's metrics; they come last."""
+
+_SCORES = {"information_maximisation": "information maximisation", "entropy": "entropy score"}
+
+
+def write_report(
+    run_uri: str,
+    *,
+    baseline_uri: str | None = None,
+    which: str = "last",
+    num_panels: int = 6,
+    extras: Mapping[str, Any] | None = None,
+) -> str:
+    """Write ``report.html`` into a run folder and give its URI.
+
+    Args:
+        run_uri: run folder, any fsspec URI.
+        baseline_uri: run folder of the source-only run it is measured against.
+        which: the checkpoint of both runs: ``last`` or ``best``.
+        num_panels: images shown besides those with the largest gain and loss; 0 = no pictures at all.
+        extras: further lines of the fact table, name -> value.
+
+    Raises:
+        UserError: no run there, no such checkpoint, or a baseline with other classes.
+    """
+    baseline = open_run(baseline_uri, which) if baseline_uri else None
+    data = gather(open_run(run_uri, which), baseline, which=which, num_panels=num_panels, extras=extras)
+    uri = storage.join(run_uri, "report.html")
+    storage.write_bytes(uri, render(data).encode())
+    return uri
+
+
+def render(data: ReportData) -> str:
+    """The HTML text; everything that comes from a run is escaped."""
+    environment = Environment(
+        loader=PackageLoader("distuda.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    ramp = entropy_ramp()
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        run=data.run,
+        baseline=data.baseline,
+        recipe=data.run.run.recipe,
+        method=data.run.method,
+        gain=_gain(data),
+        checkpoint=_checkpoint(data.run, data.which),
+        evaluation_uri=data.run.data_uri,
+        facts=_facts(data),
+        curves=_curves(data),
+        progress=_progress(data),
+        classes=_class_rows(data),
+        legend=list(zip(data.run.run.table.classes, _css_colours(data.run.run.table), strict=True)),
+        ramp=", ".join(f"rgb({r}, {g}, {b})" for r, g, b in ramp[::51].tolist()),
+        recipe_yaml=to_yaml(data.run.run.recipe),
+        searched=SEARCHED_IMAGES,
+        signed=_signed,
+        number=figures.number,
+        sizes=_sizes(data.run),
+    )
+
+
+def _css_colours(table: ClassTable) -> list[str]:
+    return [f"rgb({r}, {g}, {b})" for r, g, b in class_palette(table)[: table.num_classes].tolist()]
+
+
+def _signed(points: float) -> str:
+    """A difference with one decimal, a sign and a true minus."""
+    text = f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def _gain(data: ReportData) -> float | None:
+    """Difference of mIoU in points."""
+    if data.baseline is None or data.baseline.miou is None or data.run.miou is None:
+        return None
+    return 100 * (data.run.miou - data.baseline.miou)
+
+
+def _sizes(side: Side) -> str:
+    """The label sizes scored at, as the end of a sentence."""
+    sizes = [size.replace("x", " × ") for size in side.evaluation.get("label_sizes", [])]
+    if not sizes:
+        return ""
+    return (
+        f" at label size {sizes[0]} px"
+        if len(sizes) == 1
+        else f" at {len(sizes)} label sizes, {sizes[0]} to {sizes[-1]} px"
+    )
+
+
+def _checkpoint(side: Side, which: str) -> str:
+    by = side.run.recipe.checkpoint.best_by.replace("_", " ")
+    return f"{which}{f' by {by}' if which == 'best' else ''}, step {side.run.step:,}"
+
+
+def _facts(data: ReportData) -> list[tuple[str, list[str], bool]]:
+    """Rows of the fact table: name, one value a run, and whether the runs were set up differently there."""
+    none = "\N{EN DASH}"
+    rows = []
+    for part, is_setting in ((_settings, True), (_measured, False)):
+        columns = [part(side, data.which) for side in data.sides]
+        for name in columns[-1]:
+            values = [column.get(name, none) for column in columns]
+            rows.append((name, values, is_setting and name != "method" and len(set(values)) > 1))
+    blank = [none] * (len(data.sides) - 1)
+    return rows + [(str(name), [*blank, str(value)], False) for name, value in data.extras.items()]
+
+
+def _settings(side: Side, which: str) -> dict[str, str]:
+    """The essentials of the recipe in words."""
+    recipe, optimizer, crop = side.run.recipe, side.run.recipe.optimizer, side.run.recipe.augment.crop
+    workers = max(1, int(side.environment.get("workers", recipe.workers)))
+    decay = "constant" if optimizer.schedule == "constant" else f"poly, power {optimizer.poly_power:g}"
+    batch = recipe.batch_size * workers
+    return {
+        "method": side.method,
+        "network": f"{recipe.model.name}, starting from {recipe.init_from or recipe.model.weights}",
+        "checkpoint": _checkpoint(side, which),
+        "steps": f"{recipe.steps:,}",
+        "batch": f"{recipe.batch_size} a domain × {workers} worker{'s' * (workers > 1)} = {batch} source and {batch} target images a step",
+        "crop": f"{crop[0]} × {crop[1]} px",
+        "optimiser": f"{optimizer.name}, lr {optimizer.lr:g} (head × {optimizer.head_lr_factor:g}), {decay}",
+        "precision": recipe.precision,
+        "seed": str(recipe.seed),
+    }
+
+
+def _measured(side: Side, which: str) -> dict[str, str]:
+    """What came out besides mIoU, and where it ran; only what is known."""
+    env, scores = side.environment, side.evaluation
+    speed = [row["images_per_s"] for row in side.rows if "images_per_s" in row]
+    memory = [row["memory_gib"] for row in side.rows if "memory_gib" in row]
+    facts = {
+        "pixel accuracy": f"{100 * scores['accuracy']:.1f} %" if "accuracy" in scores else "",
+        "label-free": ", ".join(
+            f"{text} {figures.number(scores[key])}" for key, text in _SCORES.items() if key in scores
+        ),
+        "speed": f"{statistics.median(speed):.1f} images/s, both domains together (median)" if speed else "",
+        "peak memory": f"{max(memory):.1f} GiB" if memory else "",
+        "versions": ", ".join(f"{name} {env[name]}" for name in ("distuda", "torch", "python") if env.get(name)),
+        "code": str(env.get("git") or ""),
+        "hardware": ", ".join(str(env[name]) for name in ("processor", "machine") if env.get(name)),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _curves(data: ReportData) -> list[tuple[str, str, Markup]]:
+    """Small charts of what was logged while training: title, last smoothed value, picture."""
+    lines = _train_lines(data.run)
+    others = _train_lines(data.baseline) if data.baseline else {}
+    order = sorted(
+        lines, key=lambda name: (name in _TITLES, name != "loss")
+    )  # sorting is stable: losses stay as logged
+    charts = []
+    for name in order:
+        raw, smoothed = lines[name], figures.smooth(lines[name])
+        if not smoothed:
+            continue
+        series = [Series("as logged", figures.thin(raw), figures.RUN, faint=True)]
+        if data.baseline and name in others:
+            points = figures.thin(figures.smooth(others[name]))
+            series.append(Series(data.baseline.name, points, figures.BASELINE, dashed=True))
+        series.append(Series(data.run.name, figures.thin(smoothed), figures.RUN, markers=len(smoothed) == 1))
+        title = _TITLES.get(name, (name, 1.0))[0]
+        label = f"{title} over steps, from {smoothed[0][1]:.3g} to {smoothed[-1][1]:.3g}"
+        picture = figures.line_chart(series, label=label, x_label="step", legend=False, from_zero=True, size=(280, 164))
+        charts.append((title, figures.number(smoothed[-1][1]), picture))
+    return charts
+
+
+def _train_lines(side: Side) -> dict[str, list[figures.Point]]:
+    lines: dict[str, list[figures.Point]] = {}
+    for row in side.rows:
+        if row["kind"] == "train":
+            for name, value in row.items():
+                if isinstance(value, float | int) and name not in ("step", "memory_gib"):
+                    lines.setdefault(name, []).append((float(row["step"]), _TITLES.get(name, ("", 1.0))[1] * value))
+    return lines
+
+
+def _progress(data: ReportData) -> list[tuple[str, Markup]]:
+    """Charts of the evaluations during training: mIoU where there are labels, label-free scores."""
+    charts = []
+    looks = {True: (figures.RUN, figures.SECOND), False: (figures.BASELINE, "#c79a6b")}
+    miou = [
+        Series(
+            side.name,
+            _evaluations(side, "miou", 100),
+            looks[side is data.run][0],
+            dashed=side is not data.run,
+            markers=True,
+        )
+        for side in data.sides
+    ]
+    scores = [
+        Series(f"{side.name}: {text}", _evaluations(side, key), colour, dashed=side is not data.run, markers=True)
+        for side in data.sides
+        for (key, text), colour in zip(_SCORES.items(), looks[side is data.run], strict=True)
+    ]
+    for title, series, unit in (
+        ("mIoU over steps", miou, "mIoU [%]"),
+        ("Label-free scores over steps", scores, "score, higher is better"),
+    ):
+        drawn = [line for line in series if line.points]
+        if drawn:
+            charts.append((title, figures.line_chart(drawn, label=title, x_label="step", y_label=unit)))
+    return charts
+
+
+def _evaluations(side: Side, key: str, factor: float = 1.0) -> list[figures.Point]:
+    rows = [row for row in side.rows if row["kind"] == "evaluation"]
+    if not rows and side.evaluation:
+        rows = [side.evaluation | {"step": side.run.step}]
+    return [(float(row["step"]), factor * row[key]) for row in rows if row.get(key) is not None]
+
+
+def _class_rows(data: ReportData) -> list[dict[str, Any]]:
+    """Per-class IoU in per cent with the difference to the baseline; empty without labels."""
+    if "iou" not in data.run.evaluation:
+        return []
+    table = data.run.run.table
+    rows = [
+        {"name": name, "colour": colour, "values": [side.evaluation.get("iou", {}).get(name) for side in data.sides]}
+        for name, colour in zip(table.classes, _css_colours(table), strict=True)
+    ]
+    rows.append({"name": "mean", "colour": None, "values": [side.miou for side in data.sides]})
+    for row in rows:
+        row["values"] = [None if value is None else 100 * value for value in row["values"]]
+        known = len(row["values"]) == 2 and None not in row["values"]
+        row["change"] = row["values"][1] - row["values"][0] if known else None
+    limit = max([1.0, *(abs(row["change"]) for row in rows if row["change"] is not None)])
+    for row in rows:
+        row["bar"] = _bar(row, limit, data)
+    return rows
+
+
+def _bar(row: Mapping[str, Any], limit: float, data: ReportData) -> Markup:
+    if data.baseline:
+        change = "not comparable" if row["change"] is None else f"{_signed(row['change'])} points"
+        return figures.difference_bar(row["change"], limit, f"{row['name']}: {change}")
+    value = row["values"][-1]
+    return figures.share_bar(
+        None if value is None else value / 100, f"{row['name']}: {'no pixel' if value is None else f'{value:.1f} %'}"
+    )

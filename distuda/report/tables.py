@@ -1,0 +1,56 @@
+"""Tables for the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from distuda.recipe import fields
+
+
+def recipe_fields() -> Table:
+    """Every field of a recipe: path, type, default, meaning with unit."""
+    table = Table(title="Fields of a recipe (FIELD=VALUE; in YAML, nested)", title_justify="left", show_lines=False)
+    for name in ("field", "type", "default", "meaning [unit]"):
+        table.add_column(name, overflow="fold")
+    for row in fields():
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    return table
+
+
+def scores(row: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> Table:
+    """IoU by class and what it was measured on; with a baseline, both and the difference in points.
+
+    Args:
+        row, baseline: as `engine.evaluate.evaluate` returns them, IoU in [0, 1].
+    """
+    sizes = ", ".join(row.get("label_sizes", []))
+    title = f"{row['num_images']} images" + (f", labels {sizes}" if sizes else ", no labels")
+    table = Table(title=title, title_justify="left")
+    table.add_column("class")
+    for name in ("source only", "adapted", "gain") if baseline else ("IoU",):
+        table.add_column(name, justify="right")
+    for name, value in row.get("iou", {}).items():
+        table.add_row(name, *_cells(value, baseline["iou"].get(name) if baseline else None, bool(baseline)))
+    table.add_section()
+    if "miou" in row:
+        table.add_row(
+            "mIoU", *_cells(row["miou"], baseline["miou"] if baseline else None, bool(baseline)), style="bold"
+        )
+    for name in ("information_maximisation", "entropy"):
+        before = [f"{baseline[name]:.3f}"] if baseline else []
+        after = [f"{row[name] - baseline[name]:+.3f}"] if baseline else []
+        table.add_row(f"{name} (label-free)", *before, f"{row[name]:.3f}", *after, style="dim")
+    return table
+
+
+def _cells(value: float | None, before: float | None, compared: bool) -> list[str]:
+    cells = [_percent(value)]
+    if compared:
+        gain = "" if value is None or before is None else f"{100 * (value - before):+.1f}"
+        cells = [_percent(before), *cells, gain]
+    return cells
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,86 @@
+"""What the tests run: every method variant by name, and the tiny recipes, batches and data they are run on."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from distuda.data.batch import Batch
+from distuda.data.labels import ClassTable
+from distuda.data.sample import Sample
+from distuda.draws import sample_seed
+from distuda.engine.run import build_method
+from distuda.methods.method import Method
+from distuda.recipe import Recipe, load_recipe
+
+DEEPLAB = ["model.name=deeplabv2_resnet18", "model.weights=none"]
+
+SETTINGS: dict[str, list[str]] = {
+    "source_only": ["method.name=source_only"],
+    "oracle": ["method.name=source_only", "method.use_target_labels=true"],
+    "minent": ["method.name=minent"],
+    "minent_range_prior": ["method.name=minent", "method.entropy_range=0.3", "method.class_prior=1"],
+    "minent_joint": ["method.name=minent", "method.forward=joint"],
+    "advent": ["method.name=advent"],
+    "advent_multi_level": ["method.name=advent", *DEEPLAB],
+    "self_training": ["method.name=self_training"],
+    "self_training_masked": ["method.name=self_training", "method.lambda_mask=1", "method.mask_block=8"],
+    "self_training_rare": [
+        "method.name=self_training", "source.rare_class_temperature=0.1", "source.rare_class_min_pixels=50",
+    ],
+}  # fmt: skip
+"""Recipe overrides by name of the variant; a new method adds its lines here and is tested by all that follows."""
+
+TINY = [
+    "model.weights=none", "augment.crop=[32,48]", "batch_size=2", "precision=fp32", "device=cpu",
+    "method.name=source_only", "steps=6", "log_every_steps=1",
+]  # fmt: skip
+
+TABLE = ClassTable("tiny4", ("ground", "wall", "sky", "lamp"), ((90, 60, 30), (150, 20, 20), (60, 120, 200), (250, 230, 90)))
+
+
+def tiny_recipe(*overrides: str) -> Recipe:
+    """A recipe of a run that takes seconds; later words win over earlier ones and over `TINY`."""
+    return load_recipe(None, [*TINY, *overrides])
+
+
+def tiny_method(recipe: Recipe) -> Method:
+    """The recipe's method in training mode, as `fit` builds it."""
+    return build_method(recipe, TABLE.num_classes, torch.tensor([0.5, 0.3, 0.15, 0.05])).train()
+
+
+def tiny_pictures(count: int, seed: int, size: tuple[int, int] = (40, 56)) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 images (N, H, W, 3) and labels (N, H, W): blocks of noisy class colour, some of them ignored."""
+    rng = np.random.default_rng(seed)
+    rows, columns = -(-size[0] // 8), -(-size[1] // 8)
+    blocks = rng.choice([0, 1, 2, 3, 255], (count, rows, columns), p=[0.4, 0.25, 0.2, 0.1, 0.05]).astype(np.uint8)
+    labels = blocks.repeat(8, 1).repeat(8, 2)[:, : size[0], : size[1]]
+    images = TABLE.colours()[labels].astype(int) + rng.integers(-30, 31, (*labels.shape, 3)) + 5 * (seed % 7)
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+def tiny_batch(count: int, seed: int, domain: str = "source") -> Batch:
+    """A raw labelled batch as a reader gives it: uint8 images of 40x56 pixels."""
+    images, labels = tiny_pictures(count, seed)
+    seeds = torch.tensor([sample_seed(seed, domain, position) for position in range(count)])
+    return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels).long(), seeds)
+
+
+def tiny_samples(count: int, seed: int, *, labelled: bool = True, size: tuple[int, int] = (40, 56)) -> list[Sample]:
+    """Samples for `write_shards`, PNG inside."""
+    return [
+        Sample(key=f"{seed}-{i}", image=_png(image[..., ::-1]), height=size[0], width=size[1],
+               label=_png(label) if labelled else None)
+        for i, (image, label) in enumerate(zip(*tiny_pictures(count, seed, size), strict=True))
+    ]  # fmt: skip
+
+
+def _png(array: np.ndarray) -> bytes:
+    done, encoded = cv2.imencode(".png", array)
+    assert done
+    return encoded.tobytes()
+
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+"""Every recipe of the repository."""

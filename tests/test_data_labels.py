@@ -1,0 +1,55 @@
+import json
+
+import numpy as np
+import pytest
+
+from distuda.data.labels import CLASS_TABLES, ID_MAPS, ClassTable, IdMap, class_table, find_id_map
+from distuda.data.streets import Id
+from distuda.errors import UserError
+
+
+def test_every_table_survives_json() -> None:
+    for name, table in CLASS_TABLES.items():
+        again = ClassTable.from_json(json.loads(json.dumps(table.to_json())))
+        assert again == table and name == table.name
+        assert len(set(table.palette)) == table.num_classes, "two classes of one colour cannot be told apart"
+
+
+def test_tables_have_the_published_ids() -> None:
+    voc, cityscapes = class_table("voc21"), class_table("cityscapes19")
+    assert voc.palette[15] == (192, 128, 128) and voc.classes[15] == "person"
+    assert {cityscapes.classes[i] for i in cityscapes.things} == {
+        "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"
+    }  # fmt: skip
+    assert class_table("camvid11").classes[3] == "road" and class_table("camvid11").num_classes == 11
+
+
+def test_streets_table_agrees_with_the_renderer() -> None:
+    assert [name.lower() for name in Id.__members__][:11] == list(class_table("streets11").classes)
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="'cityscapes19'"):
+        class_table("cityscape19")
+    with pytest.raises(UserError, match="'cityscapes_ids'"):
+        find_id_map("cityscapes_id", class_table("cityscapes19"))
+    with pytest.raises(UserError, match="beyond class table"):
+        find_id_map("cityscapes_ids", class_table("camvid11"))
+
+
+def test_cityscapes_ids_become_train_ids() -> None:
+    ids = np.array([[7, 8, 33, 0], [34 - 1, 255, 9, 11]], np.uint8)
+    assert ID_MAPS["cityscapes_ids"].apply(ids).tolist() == [[0, 1, 18, 255], [18, 255, 255, 2]]
+
+
+def test_an_unmapped_id_is_named_with_its_count() -> None:
+    with pytest.raises(UserError, match=r"34 \(3 px\).*cityscapes_ids"):
+        ID_MAPS["cityscapes_ids"].apply(np.array([[34, 34], [34, 7]], np.uint8))
+
+
+def test_ids_beyond_a_byte() -> None:
+    wide = IdMap("wide", {1000: 0, 40000: 1}, frozenset({0}))
+    assert wide.apply(np.array([0, 1000, 40000], np.uint16)).tolist() == [255, 0, 1]
+    narrow = IdMap("narrow", {0: 0})
+    with pytest.raises(UserError, match="1000"):
+        narrow.apply(np.array([0, 1000], np.uint16))
