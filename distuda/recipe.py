@@ -5,12 +5,13 @@ one `UserError` that gives the field's path, what was given, what is allowed and
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, create_model
 from yaml import YAMLError
 
 from distuda import storage
@@ -18,7 +19,7 @@ from distuda.data.augment import GeometryConfig, PhotometryConfig
 from distuda.errors import UserError, nearest
 from distuda.methods import METHODS, MethodConfig
 
-Size = tuple[int, int]
+Size = tuple[PositiveInt, PositiveInt]
 
 
 class Section(BaseModel):
@@ -124,7 +125,7 @@ class Recipe(Section):
     out: str | None = Field(None, description="run folder, any fsspec URI; none = runs/METHOD-TIME")
     resume: bool = Field(False, description="go on from the last checkpoint in `out`")
     init_from: str | None = Field(None, description="run folder whose final student this one starts from")
-    seed: int = Field(0, ge=0, description="decides fresh weights, sample order and every augmentation draw")
+    seed: int = Field(0, ge=0, lt=2**31, description="decides fresh weights, sample order and every augmentation draw")
     steps: int = Field(2000, ge=1, description="optimiser steps; each takes one source and one target batch [steps]")
     batch_size: int = Field(4, ge=1, description="samples a domain, worker and step [images]")
     accumulate: int = Field(1, ge=1, description="micro-batches a step; divides batch_size")
@@ -168,20 +169,31 @@ def load_recipe(path: str | None = None, overrides: Sequence[str] = ()) -> Recip
         config = OmegaConf.create(storage.read_bytes(path).decode()) if path else OmegaConf.create({})
         if not OmegaConf.is_dict(config):
             raise UserError(f"recipe {path!r} must be a mapping of fields. See `distuda train --help`.")
-        for word in overrides:
-            if "=" not in word:
-                raise UserError(f"override {word!r} has no '='. Write it as field=value, for example steps=500.")
-        merged = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
+        values = OmegaConf.to_container(_merge(config, overrides), resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read recipe {path or ''} {' '.join(overrides)}: {error}") from error
     return parse_recipe(values)
 
 
+def _merge(config: Any, overrides: Sequence[str]) -> Any:
+    """Overrides over the file. ``method=advent`` takes the place of the file's method with all its fields."""
+    words = []
+    for word in overrides:
+        if "=" not in word:
+            raise UserError(f"override {word!r} has no '='. Write it as field=value, for example steps=500.")
+        if re.fullmatch(r"method=\w+", word):
+            config.pop("method", None)
+            word = word.replace("=", ".name=")
+        words.append(word)
+    if isinstance(config.get("method"), str):  # `method: advent` is short for its name
+        config.method = {"name": config.method}
+    return OmegaConf.merge(config, OmegaConf.from_dotlist(words))
+
+
 def parse_recipe(values: Any) -> Recipe:
     """A checked recipe from plain values. Raises `UserError` listing every mistake."""
-    if isinstance(values, dict) and isinstance(values.get("method"), str):  # `method=advent` is short for its name
-        values = {**values, "method": {"name": values["method"]}}
+    if isinstance(values, dict):
+        values = _with_nones(values, Recipe)
     if isinstance(values, dict) and isinstance(values.get("method"), dict):
         values = {**values, "method": {"name": "self_training", **values["method"]}}
     try:
@@ -190,9 +202,23 @@ def parse_recipe(values: Any) -> Recipe:
         raise UserError("\n".join(_explain(dict(item), values) for item in error.errors())) from None
 
 
+def _with_nones(values: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """The word ``none`` becomes None where a field may be empty; for others, as ``model.weights``, it is a word."""
+    done = dict(values)
+    for name, field in section.model_fields.items():
+        inner = _section_of(section, name, values)
+        if inner is not None and isinstance(values.get(name), dict):
+            done[name] = _with_nones(values[name], inner)
+        elif values.get(name) == "none" and type(None) in get_args(field.annotation):
+            done[name] = None
+    return done
+
+
 def _explain(error: dict[str, Any], values: Any) -> str:
     """One mistake as: path, what was given, what is allowed, nearest name."""
-    location = [str(part) for part in error["loc"] if str(part) not in METHODS or len(error["loc"]) == 1]
+    location = [str(part) for part in error["loc"]]
+    if location[:1] == ["method"]:
+        location[1:2] = []  # pydantic puts the method's name there
     path = ".".join(location)
     if error["type"] == "extra_forbidden":
         names = _names_at(location[:-1], values)
@@ -206,7 +232,7 @@ def _explain(error: dict[str, Any], values: Any) -> str:
     if error["type"] == "literal_error" and isinstance(given, str):
         hint = nearest(given, [word.strip("' ") for word in error["ctx"]["expected"].replace(" or ", ",").split(",")])
     allowed = error["msg"].replace("Input should be", "should be")
-    return f"{path}={given!r} is not valid{hint}: {allowed}. {_description(location)}".rstrip()
+    return f"{path}={given!r} is not valid{hint}: {allowed}. {_description(location, values)}".rstrip()
 
 
 def _names_at(location: list[str], values: Any) -> list[str]:
@@ -221,21 +247,22 @@ def _names_at(location: list[str], values: Any) -> list[str]:
 def _section_of(section: type[BaseModel], name: str, values: Any = None) -> Any:
     """The model class behind a field, or None for a plain value."""
     if section is Recipe and name == "method":
-        given = values.get("method", {}) if isinstance(values, dict) else {}
-        return METHODS[given.get("name", "self_training")].Config
+        given = values.get("method") if isinstance(values, dict) else None
+        method = METHODS.get(given.get("name", "self_training")) if isinstance(given, dict) else None
+        return method.Config if method else None
     field = section.model_fields.get(name)
     annotation = field.annotation if field else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
-def _description(location: list[str]) -> str:
+def _description(location: list[str], values: Any) -> str:
     section: Any = Recipe
     for part in location[:-1]:
-        section = _section_of(section, part)
+        section = _section_of(section, part, values)
         if section is None:
             return ""
     field = section.model_fields.get(location[-1]) if location else None
-    return f"It is the {field.description}." if field and field.description else ""
+    return f"Meaning: {field.description}." if field and field.description else ""
 
 
 def fields() -> Iterator[tuple[str, str, str, str]]:
@@ -258,9 +285,17 @@ def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str
 
 
 def _type_name(annotation: Any) -> str:
-    if getattr(annotation, "__origin__", None) is Literal:
-        return " | ".join(str(value) for value in get_args(annotation))
-    return str(getattr(annotation, "__name__", annotation)) if not get_args(annotation) else str(annotation)
+    """A type as a user would write it: ``int, int`` for pairs, ``a | b`` for choices."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin is Literal:
+        return " | ".join(str(value) for value in arguments)
+    if origin is tuple:
+        return f"[{', '.join(_type_name(part) for part in arguments)}]"
+    if arguments:
+        return " | ".join(_type_name(part) for part in arguments)
+    return "none" if annotation is type(None) else str(getattr(annotation, "__name__", annotation))
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -8,10 +8,9 @@
 Everything between lies in the graph: division by 255, the resize to the evaluation size, normalisation, the network,
 the resize of the logits back to input size, softmax and arg-max.
 
-Both resizes are bilinear at pixel centres without antialiasing (``align_corners=False``), which every ONNX execution
-provider computes alike. Training and `distuda evaluate` shrink images by area average instead
-(`distuda.data.decode.resize_image`); at a factor of exactly two these are the same up to rounding, at others class maps
-differ near edges. `export.verify` measures by how much. Without a size nothing is resized and nothing differs.
+Both resizes are those of training and `distuda evaluate`, so the file scores what the run's report says: the image as in
+`distuda.data.decode.resize_image` (area average when both sides shrink, else bilinear; only the rounding to whole grey
+levels is left out), the logits bilinearly by the network's own rule (``Segmenter.align_corners``).
 
 Shape legend: B images, C classes, H and W pixels; NHWC is what the file calls its input.
 """
@@ -56,18 +55,35 @@ class Deployed(nn.Module):
         """uint8 (B, H, W, 3) to class map uint8 (B, H, W), confidence (B, H, W) and logits (B, C, H, W), float32."""
         x_BCHW = image.permute(0, 3, 1, 2).float() / 255
         if self.size is not None:
-            x_BCHW = _bilinear(x_BCHW, self.size)
+            x_BCHW = resize_as_trained(x_BCHW, self.size)
         logits_BCHW = self.model(x_BCHW).main
         if self.size is not None:
-            logits_BCHW = _bilinear(logits_BCHW, (image.shape[1], image.shape[2]))
-        # The largest softmax probability, written out: onnxruntime's Softmax over channels costs as much as the network.
+            logits_BCHW = F.interpolate(
+                logits_BCHW, size=image.shape[1:3], mode="bilinear", align_corners=self.model.align_corners
+            )
+        # The largest softmax probability, written out: Softmax over channels costs onnxruntime as much as the network.
         top_B1HW = logits_BCHW.amax(1, keepdim=True)
         confidence_BHW = (logits_BCHW - top_B1HW).exp().sum(1).reciprocal()
         return logits_BCHW.argmax(1).to(torch.uint8), confidence_BHW, logits_BCHW
 
 
-def _bilinear(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=False, antialias=False)
+def resize_as_trained(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Area average when both sides shrink, else bilinear: `distuda.data.decode.resize_image` as two matrix products.
+
+    Written so that one graph serves every input size: which rule holds is decided inside it.
+    """
+    rows, columns = (torch.arange(side, device=x_BCHW.device).float() for side in x_BCHW.shape[-2:])
+    shrinks = (rows[-1] >= size[0]) & (columns[-1] >= size[1])
+    return _weights(rows, size[0], shrinks) @ x_BCHW @ _weights(columns, size[1], shrinks).T
+
+
+def _weights(inputs: Tensor, num_outputs: int, shrinks: Tensor) -> Tensor:
+    """(outputs, inputs) matrix of one axis; ``inputs`` counts its pixels, rows sum to 1."""
+    scale = (inputs[-1] + 1) / num_outputs  # input pixels an output pixel covers
+    outputs = torch.arange(num_outputs, device=inputs.device).float()[:, None]
+    covered = torch.minimum(inputs + 1, (outputs + 1) * scale) - torch.maximum(inputs, outputs * scale)
+    centre = ((outputs + 0.5) * scale - 0.5).clamp(min=0).minimum(inputs[-1])
+    return torch.where(shrinks, covered.clamp(min=0) / scale, (1 - (inputs - centre).abs()).clamp(min=0))
 
 
 def export_onnx(

@@ -23,11 +23,11 @@ from distuda import storage
 from distuda.data.dataset import open_dataset
 from distuda.data.decode import resize_image, resize_label
 from distuda.data.reader import iterate_once
+from distuda.engine.evaluate import logits_at
 from distuda.engine.run import Run, open_run
 from distuda.errors import UserError
 from distuda.metrics.confusion import Confusion
 from distuda.models.segmenter import Segmenter
-from distuda.recipe import to_yaml
 from export.onnx import Deployed, build_onnx
 from export.runtime import Predictor
 
@@ -182,7 +182,7 @@ class Report:
             lines.append(f"mIoU {self.miou_torch:.2%} torch, {self.miou_onnx:.2%} onnx")
         if self.agreement_evaluated is not None:
             scored = "" if self.miou_evaluated is None else f" (mIoU {self.miou_evaluated:.2%})"
-            lines.append(f"{self.agreement_evaluated:.2%} same class as images shrunk the way evaluation does{scored}")
+            lines.append(f"{self.agreement_evaluated:.2%} same class as evaluation{scored}")
         return "\n".join(lines)
 
 
@@ -280,15 +280,13 @@ def _labelled_miou(score: Confusion) -> float:
 def _compare_with_evaluation(
     report: Report, deployed: Deployed, predictor: Predictor, images: Images, labels: Labels | None
 ) -> None:
-    """How much the graph's resize changes against the area average that training and evaluation use."""
+    """Whether the graph's own resize gives what evaluation gets from images that were resized beforehand."""
     assert predictor.size is not None
     score, agreeing, pixels = Confusion(deployed.model.num_classes), 0, 0
     for number, image in enumerate(images):
-        small = torch.from_numpy(resize_image(image, predictor.size)).permute(2, 0, 1)[None].float() / 255
+        small = torch.from_numpy(resize_image(image, predictor.size).copy()).permute(2, 0, 1)[None]
         with torch.inference_mode():
-            logits = deployed.model(small).main
-            whole = torch.nn.functional.interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)
-        evaluated = whole.argmax(1)[0].to(torch.uint8)
+            evaluated = logits_at(deployed.model, small, (image.shape[0], image.shape[1])).argmax(1)[0].to(torch.uint8)
         agreeing += int((evaluated.numpy() == predictor.predict(image).class_map).sum())
         pixels += evaluated.numel()
         label = None if labels is None else labels[number]
@@ -370,7 +368,7 @@ def _origin(run: Run, which: str, licence: str | None) -> dict[str, str]:
     }
     terms = f"not stated; follows from the data ({source}, {target}) and the starting weights ({recipe.model.name})"
     return {
-        "recipe_hash": hashlib.sha256(to_yaml(recipe).encode()).hexdigest(),
+        "recipe_hash": hashlib.sha256(storage.read_bytes(storage.join(run.uri, "recipe.yaml"))).hexdigest(),
         "licence": licence or terms,
         "provenance": json.dumps(provenance),
     }

@@ -76,7 +76,7 @@ def root_cause(error: "TrainingFailedError") -> WorkerFailed | UserError:
     if lost:
         ranks = " and ".join(map(str, lost))
         return WorkerFailed(
-            f"worker {ranks} was lost (its process or node ended without a word; often memory)", trace, True
+            f"worker {ranks} was lost (process or node ended without a word, often for lack of memory)", trace, True
         )
     if told_failures:
         rank, failure = told_failures[0]

@@ -16,6 +16,8 @@ def start_ray(num_cpus: int | None = None) -> None:
         num_cpus: logical CPUs; None = the cores and one more, so that data never waits for training to give one up.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray starts its workers at niceness 15: on a busy laptop the data stream then starves beside the training it feeds
+    os.environ.setdefault("RAY_worker_niceness", "0")
     address = os.environ.get("RAY_ADDRESS")
     if address is None:
         os.environ[_LOOPBACK_ONLY] = "0"

@@ -34,7 +34,7 @@ class LoopbackTorchConfig(TorchConfig):
         return _LoopbackBackend
 
 
-class _LoopbackBackend(_TorchBackend):  # type: ignore[misc]
+class _LoopbackBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(_set_torch_distributed_env_vars)
         world = len(worker_group)
@@ -42,10 +42,5 @@ class _LoopbackBackend(_TorchBackend):  # type: ignore[misc]
             return
         backend = "nccl" if worker_group.get_resources_per_worker().get("GPU") else "gloo"
         port = worker_group.execute_single(0, listen_on_loopback)
-        joined = [
-            worker_group.execute_single_async(
-                rank, join_on_loopback, rank=rank, world=world, port=port, backend=backend
-            )
-            for rank in range(world)
-        ]
-        ray.get(joined)
+        meeting = {"world": world, "port": port, "backend": backend}
+        ray.get([worker_group.execute_single_async(r, join_on_loopback, rank=r, **meeting) for r in range(world)])

@@ -41,9 +41,10 @@ PREFLIGHT = ".preflight"
 def train(recipe: Recipe) -> str:
     """Train as the recipe says and give the run folder.
 
-    ``workers=0`` trains in this process, or as one rank where torchrun's variables are set. Otherwise that many Ray Train
-    workers do, on this machine or on the cluster that ``RAY_ADDRESS`` names; lost workers are replaced and go on
-    from the newest checkpoint for as long as there is progress between losses.
+    ``workers=0`` trains in this process, or as one rank where torchrun's variables are set. Otherwise that many Ray
+    Train workers do, on this machine or on the cluster that ``RAY_ADDRESS`` names; lost workers are replaced and go
+    on from the newest checkpoint for as long as there is progress between losses. Workers share a machine's cores
+    evenly unless ``OMP_NUM_THREADS`` is set here.
 
     Raises:
         UserError: a mistake in the recipe, the data or the storage, wherever it was noticed; never tried again.
@@ -98,7 +99,12 @@ def _attempt(recipe: Recipe, say: Any) -> Any:
     with tempfile.TemporaryDirectory(prefix="distuda-ray-") as scratch, _preflight(recipe) as token:
         trainer = TorchTrainer(
             work,
-            train_loop_config={"recipe": recipe, "cwd": os.getcwd(), "token": token},
+            train_loop_config={
+                "recipe": recipe,
+                "token": token,
+                "cwd": os.getcwd(),
+                "threads": os.environ.get("OMP_NUM_THREADS"),
+            },
             scaling_config=scaling,
             torch_config=process_group(recipe.workers),
             run_config=RunConfig(name=token, storage_path=scratch, logging_config=LoggingConfig(log_level="ERROR")),
@@ -123,7 +129,8 @@ def work(config: dict[str, Any]) -> None:
         if Path(config["cwd"]).is_dir():  # Ray Train has moved us; relative paths are meant from where the user is
             os.chdir(config["cwd"])
         rank, world = context.get_world_rank(), context.get_world_size()
-        torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
+        # Ray sets OMP_NUM_THREADS from a worker's logical CPUs, which say nothing about cores
+        torch.set_num_threads(int(config["threads"] or max(1, num_cores() // context.get_local_world_size())))
         worker = Worker(rank, world, _device(recipe, context.get_local_rank()))
         _check_shared(recipe, worker, config["token"])
         fit(recipe, worker, open_stream=stream_batches)
@@ -168,7 +175,7 @@ def _tell_shortage(scaling: "ScalingConfig", say: Any) -> None:
         return
     if "RAY_ADDRESS" not in os.environ:
         raise UserError(
-            f"workers={int(wanted)} need a GPU each, and this machine has {int(have)}. Lower workers, or set device=cpu."
+            f"workers={int(wanted)} need a GPU each and this machine has {int(have)}. Lower workers or set device=cpu."
         )
     say(f"the cluster has {int(have)} of the {int(wanted)} GPUs asked for; waiting until it has grown")
 
@@ -219,7 +226,7 @@ def _newest_step(recipe: Recipe) -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends the block as `KeyboardInterrupt`, with the workers stopped, and Ray's signal handler does not outlive it."""
+    """Ctrl-C ends the block as `KeyboardInterrupt`, the workers stopped; Ray's handler does not outlive the block."""
     from ray.exceptions import RayActorError
 
     on_main_thread = threading.current_thread() is threading.main_thread()
@@ -229,9 +236,7 @@ def _interruptible() -> Iterator[None]:
     except RayActorError as error:  # Ray Train answers Ctrl-C by letting its controller leave
         if "exit_actor" in str(error):
             raise KeyboardInterrupt from error
-        raise RunFailed(
-            f"Ray's training controller was lost: {str(error).splitlines()[0]}. Go on with resume=true."
-        ) from error
+        raise RunFailed(f"Ray's controller was lost ({str(error).splitlines()[0]}). Go on with resume=true.") from error
     finally:
         if on_main_thread:
             signal.signal(signal.SIGINT, handler)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from distuda.data.batch import Batch
@@ -23,13 +23,20 @@ class GeometryConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    crop: tuple[int, int] | None = Field(
+    crop: tuple[PositiveInt, PositiveInt] | None = Field(
         (192, 256), description="height and width of a training crop, none = the whole image [pixels]"
     )
-    scale: tuple[float, float] = Field(
+    scale: tuple[PositiveFloat, PositiveFloat] = Field(
         (1.0, 1.0), description="range of the random zoom: 2 shows half the width of the scene, 0.5 twice"
     )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+
+    @field_validator("scale")
+    @classmethod
+    def _rises(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError("the smaller zoom must come first")
+        return scale
 
 
 class PhotometryConfig(BaseModel):
@@ -103,8 +110,14 @@ def photometry(image_BCHW: Tensor, seed_B: Tensor, config: PhotometryConfig, nam
     """Colour jitter, then Gaussian blur, each sample by its own draws; float RGB in [0, 1] to the same.
 
     Brightness, saturation and hue are one linear map of RGB a sample; contrast moves values about the image's mean
-    luminance. ``name`` gives an independent view of the same samples.
+    luminance. ``name`` gives an independent view of the same samples. The arithmetic is float32 also inside autocast:
+    bfloat16 has fewer levels than the 8-bit image.
     """
+    with torch.autocast(image_BCHW.device.type, enabled=False):
+        return _photometry(image_BCHW, seed_B, config, name)
+
+
+def _photometry(image_BCHW: Tensor, seed_B: Tensor, config: PhotometryConfig, name: str) -> Tensor:
     jittered_B = uniform(seed_B, f"{name}/jitter") < config.probability
     draws = uniform(seed_B, f"{name}/factors", 4) * 2 - 1
     strength = draws.new_tensor([config.brightness, config.contrast, config.saturation, config.hue])

@@ -13,7 +13,7 @@ from torch import Tensor
 class Batch:
     """One domain's samples on one device.
 
-    Fresh from a stream, ``image_BCHW`` is uint8 RGB and not yet augmented; after `augment.Geometry` it is float32
+    Fresh from a stream, ``image_BCHW`` is uint8 RGB and not yet augmented; after `augment.geometry` it is float32
     RGB in [0, 1] at crop size.
 
     Attributes:

@@ -1,0 +1,1 @@
+"""The engine: loop, step, checkpoints, evaluation. Nothing in here imports Ray."""

@@ -21,10 +21,11 @@ _listeners: dict[int, socket.socket] = {}
 
 @contextmanager
 def worker_from_environment(recipe: Recipe) -> Iterator[Worker]:
-    """This process as a worker, alone or as the rank that ``RANK`` and ``WORLD_SIZE`` say (torchrun sets them).
+    """The worker that this process is, alone or as the rank that ``RANK`` and ``WORLD_SIZE`` say (torchrun sets them).
 
     With more than one rank the process group is up inside the block: nccl on CUDA, gloo else, by the usual
-    ``MASTER_ADDR`` and ``MASTER_PORT``. Where these name loopback and no torchrun agent serves them, only loopback listens.
+    ``MASTER_ADDR`` and ``MASTER_PORT``. Where these name loopback and no torchrun agent serves them, nothing listens on
+    the network.
 
     Raises:
         UserError: some of the variables are missing or not numbers.
@@ -74,7 +75,7 @@ def join_on_loopback(rank: int, world: int, port: int, backend: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
     listener = _listeners.pop(port).detach() if rank == 0 else None
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         "127.0.0.1",
         port,
         world,

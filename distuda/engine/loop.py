@@ -19,6 +19,7 @@ from distuda.data.batch import Batch
 from distuda.data.dataset import Dataset, open_dataset
 from distuda.data.order import Order
 from distuda.data.reader import iterate_once, read_batches
+from distuda.engine.calibrate import calibrate, calibration_images
 from distuda.engine.checkpoint import Checkpoints, restore
 from distuda.engine.evaluate import evaluate
 from distuda.engine.log import Console, MetricsLog, TensorBoard, memory_gib
@@ -144,9 +145,11 @@ class Session:
         self.step = Step(method, recipe, worker.device)
         self.checkpoints = Checkpoints(self.out, recipe.checkpoint)
         self.step_number = self.first_step = 0
+        self.scored_step = -1
         self.orders: dict[str, Order] = {}
         self.histories: dict[str, Any] = {"source": (), "target": ()}
         self.scores: dict[str, Any] = {}
+        self.calibration: list[Tensor] | None = None
         self.scalars: dict[str, Tensor] = {}
         self._closing = ExitStack()
         self._wait_s, self._clock_s, self._clock_step = 0.0, time.monotonic(), 0
@@ -163,7 +166,7 @@ class Session:
         if checkpoint:
             meta = restore(checkpoint, self.method, self.step)
             self.step_number = self.first_step = self._clock_step = meta["step"]
-            self.histories, self.scores = meta["history"], meta["scores"]
+            self.histories = meta["history"]
         if self.worker.leads:
             self._describe_run()
             self.log_file = MetricsLog(self.out, self.first_step)
@@ -213,6 +216,7 @@ class Session:
         self._wait_s += time.monotonic() - asked_s
         self.scalars = self.step(*batches)
         self.step_number += 1
+        self.scores = {}  # those of other weights; a checkpoint is judged by its own
         if self.worker.leads:
             self.console.step(self.step_number)
 
@@ -222,13 +226,7 @@ class Session:
 
     def log(self) -> None:
         """Write a training row. This is where the host waits for the device."""
-        values = {name: float(value) for name, value in self.scalars.items()}
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise RuntimeError(
-                f"{', '.join(bad)} became {values[bad[0]]} by step {self.step_number}. Lower optimizer.lr, set "
-                "optimizer.clip_norm=1, or use precision=fp32."
-            )
+        values = self._finite_scalars()
         now_s, steps = time.monotonic(), max(1, self.step_number - self._clock_step)
         images = 2 * self.recipe.batch_size * self.worker.world * steps
         row = {"kind": "train", "step": self.step_number, **values, "lr": self.step.optimizers[0].param_groups[0]["lr"]}
@@ -239,9 +237,30 @@ class Session:
             self._add(row)
             self.console.train(row)
 
+    def _finite_scalars(self) -> dict[str, float]:
+        """Losses and metrics of the last step on the host; refuses to go on with a run that diverged."""
+        values = {name: float(value) for name, value in self.scalars.items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise RuntimeError(
+                f"{', '.join(bad)} became {values[bad[0]]} by step {self.step_number}. Lower optimizer.lr, set "
+                "optimizer.clip_norm=1, or use precision=fp32."
+            )
+        return values
+
+    def settle_statistics(self) -> None:
+        """Batch-norm statistics fit to be evaluated or kept: equal on all ranks, and the target's where asked."""
+        sync_buffers(self.method)
+        num = self.recipe.method.calibrate_images
+        if not num:
+            return
+        if self.calibration is None:  # every rank takes the same images, so no rank count changes the result
+            self.calibration = calibration_images(self.data.target, num, self.recipe.evaluation.size)
+        calibrate(self.method.predictor(), self.calibration, bf16=self.recipe.precision == "bf16")
+
     def evaluate(self) -> None:
         """Score the predictor on the evaluation set, all ranks together."""
-        sync_buffers(self.method)
+        self.settle_statistics()
         recipe, worker = self.recipe, self.worker
         samples = iterate_once(self.data.evaluation, rank=worker.rank, world=worker.world, size=recipe.evaluation.size)
         if recipe.evaluation.limit:
@@ -250,7 +269,7 @@ class Session:
         if not recipe.evaluation.uri:  # the target's own labels, if it has any, are not looked at
             samples = (Batch(batch.image_BCHW, None, batch.seed_B, batch.keys) for batch in samples)
         scores = evaluate(self.method.predictor(), samples, self.data.source.table, bf16=recipe.precision == "bf16")
-        self.scores = scores
+        self.scores, self.scored_step = scores, self.step_number
         if worker.leads:
             row = {"kind": "evaluation", "step": self.step_number, **scores}
             self._add(row)
@@ -260,8 +279,10 @@ class Session:
 
     def save(self) -> None:
         """Snapshot for a checkpoint; rank 0 writes it in the background."""
+        self._finite_scalars()  # every resume would start from a diverged checkpoint
         sync_buffers(self.method)
         if self.worker.leads:
+            self.log_file.flush()  # a resumed run drops no row up to its checkpoint
             samples = (self.step_number - self.first_step) * self.recipe.batch_size
             history = {name: order.history_after(samples) for name, order in self.orders.items()}
             meta = {"step": self.step_number, "history": history, "scores": self.scores}

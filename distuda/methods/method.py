@@ -29,6 +29,11 @@ class MethodConfig(BaseModel):
         "per_domain",
         description="run the network once a domain (batch-norm statistics a domain, as the papers) or once on both",
     )
+    calibrate_images: int = Field(
+        64,
+        ge=0,
+        description="target images by which batch-norm statistics are set before evaluation (AdaBN), 0 = off [images]",
+    )
 
 
 @dataclass

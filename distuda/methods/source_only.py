@@ -13,6 +13,9 @@ class SourceOnly(Method):
     class Config(MethodConfig):
         """Fields of `SourceOnly`."""
 
+        calibrate_images: int = Field(
+            0, ge=0, description="target images by which batch-norm statistics are set before evaluation: AdaBN alone [images]"
+        )
         use_target_labels: bool = Field(
             False, description="the oracle: also train on target labels; an upper bound, never an adaptation result"
         )

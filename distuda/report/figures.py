@@ -58,7 +58,8 @@ def line_chart(
     Args:
         series: lines; points that are not finite leave a gap.
         label: what the chart shows, read out in place of the picture.
-        x_label, y_label: axis titles with units.
+        x_label: title of the x axis with its unit.
+        y_label: title of the y axis with its unit.
         legend: whether names are printed above the lines.
         from_zero: whether the y axis includes 0.
         size: width and height of the canvas; it scales with the page.
@@ -255,7 +256,8 @@ def _legend(rows: list[list[tuple[float, Series]]]) -> Markup:
             dash = Markup(' stroke-dasharray="6 4"') if line.dashed else ""
             parts.append(
                 Markup(
-                    '<line x1="{}" x2="{}" y1="{y}" y2="{y}" stroke="{}" stroke-width="2.5"{}/><text x="{}" y="{t}">{}</text>'
+                    '<line x1="{}" x2="{}" y1="{y}" y2="{y}" stroke="{}" stroke-width="2.5"{}/>'
+                    '<text x="{}" y="{t}">{}</text>'
                 ).format(x, x + 24, line.colour, dash, x + 30, line.name, y=10 + 18 * i, t=14 + 18 * i)
             )
     return Markup("").join(parts)

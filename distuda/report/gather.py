@@ -6,17 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from rich.progress import track
 
 from distuda import storage
 from distuda.data.batch import Batch
 from distuda.data.dataset import open_dataset
 from distuda.data.reader import iterate_once
-from distuda.engine.loop import choose_device
 from distuda.engine.run import Run
 from distuda.errors import UserError
 from distuda.report.panels import Panel, choose, make_panels, spread
 
+SOURCE_ONLY = "source-only"
 SEARCHED_IMAGES = 40
 """Images compared to find the largest gain and the largest loss; evenly spread over the evaluation set."""
 
@@ -52,7 +53,7 @@ class Side:
 
     @property
     def miou(self) -> float | None:
-        """mIoU in [0, 1]; None without labels."""
+        """The mIoU in [0, 1]; None without labels."""
         value = self.evaluation.get("miou")
         return value if value is not None and math.isfinite(value) else None
 
@@ -91,12 +92,8 @@ def gather(
             f"{baseline.uri!r} has class table {baseline.table.name!r} {list(baseline.table.classes)}, {run.uri!r} has "
             f"{run.table.name!r} {list(run.table.classes)}. Choose a baseline that was trained with the same classes."
         )
-    data = ReportData(
-        _side(run, which, "adapted"),
-        _side(baseline, which, "baseline") if baseline else None,
-        which,
-        extras=extras or {},
-    )
+    data = ReportData(_side(run, which), _side(baseline, which) if baseline else None, which, extras=extras or {})
+    _name(data)
     data.notes = list(_warnings(data))
     if num_panels:
         try:
@@ -106,14 +103,21 @@ def gather(
     return data
 
 
-def _side(run: Run, which: str, role: str) -> Side:
-    method = str(run.recipe.method.name).replace("_", "-")  # type: ignore[attr-defined]
-    name = "source-only" if method == "source-only" else role if role == "adapted" else f"{role} ({method})"
+def _side(run: Run, which: str) -> Side:
     rows = run.rows()
     evaluation = _read_json(storage.join(run.uri, f"evaluation-{which}.json"))
     if not evaluation:
         evaluation = next((row for row in rows if row["kind"] == "evaluation" and row["step"] == run.step), {})
-    return Side(name, run, rows, evaluation, _read_json(storage.join(run.uri, "environment.json")))
+    return Side("adapted", run, rows, evaluation, _read_json(storage.join(run.uri, "environment.json")))
+
+
+def _name(data: ReportData) -> None:
+    """Call both runs by what they are, and never alike."""
+    if data.run.method == SOURCE_ONLY:
+        data.run.name = SOURCE_ONLY
+    if data.baseline:
+        plain = data.baseline.method == SOURCE_ONLY != data.run.name
+        data.baseline.name = SOURCE_ONLY if plain else f"baseline ({data.baseline.method})"
 
 
 def _read_json(uri: str) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def _warnings(data: ReportData) -> Iterator[str]:
         for key, what in (("uri", "data"), ("num_images", "number of images"), ("label_sizes", "label size")):
             given = [side.evaluation.get(key) for side in data.sides]
             if given[0] != given[1] and None not in given:
-                yield f"The two runs were evaluated with a different {what} ({given[0]} and {given[1]}): not comparable."
+                yield f"The runs were evaluated with a different {what}, {given[0]} and {given[1]}: not comparable."
 
 
 def _panels(data: ReportData, count: int) -> list[Panel]:
@@ -144,6 +148,7 @@ def _panels(data: ReportData, count: int) -> list[Panel]:
     samples = track(samples, description="report pictures", total=max(wanted, default=0) + 1, transient=True)
     if not scored:  # the target's own labels are not looked at
         samples = (replace(batch, label_BHW=None) for batch in samples)
-    device = choose_device(recipe)
+    wants_cuda = recipe.device != "cpu" and torch.cuda.is_available()  # the run may come from a larger machine
+    device = torch.device("cuda" if wants_cuda else "cpu")
     predictors = {side.name: side.run.predictor.to(device).eval() for side in data.sides}
     return choose(make_panels(samples, set(wanted), predictors, data.run.run.table), count)

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -23,6 +24,7 @@ _TITLES = {
 }
 """Logged numbers that are neither losses nor a method's metrics; they come last."""
 
+_BY = " \N{MULTIPLICATION SIGN} "
 _SCORES = {"information_maximisation": "information maximisation", "entropy": "entropy score"}
 
 
@@ -81,7 +83,6 @@ def render(data: ReportData) -> str:
         recipe_yaml=to_yaml(data.run.run.recipe),
         searched=SEARCHED_IMAGES,
         signed=_signed,
-        number=figures.number,
         sizes=_sizes(data.run),
     )
 
@@ -105,14 +106,10 @@ def _gain(data: ReportData) -> float | None:
 
 def _sizes(side: Side) -> str:
     """The label sizes scored at, as the end of a sentence."""
-    sizes = [size.replace("x", " × ") for size in side.evaluation.get("label_sizes", [])]
-    if not sizes:
-        return ""
-    return (
-        f" at label size {sizes[0]} px"
-        if len(sizes) == 1
-        else f" at {len(sizes)} label sizes, {sizes[0]} to {sizes[-1]} px"
-    )
+    sizes = [size.replace("x", _BY) for size in side.evaluation.get("label_sizes", [])]
+    if len(sizes) > 1:
+        return f" at {len(sizes)} label sizes, {sizes[0]} to {sizes[-1]} px"
+    return f" at label size {sizes[0]} px" if sizes else ""
 
 
 def _checkpoint(side: Side, which: str) -> str:
@@ -138,15 +135,17 @@ def _settings(side: Side, which: str) -> dict[str, str]:
     recipe, optimizer, crop = side.run.recipe, side.run.recipe.optimizer, side.run.recipe.augment.crop
     workers = max(1, int(side.environment.get("workers", recipe.workers)))
     decay = "constant" if optimizer.schedule == "constant" else f"poly, power {optimizer.poly_power:g}"
-    batch = recipe.batch_size * workers
+    start = "random weights" if recipe.model.weights == "none" else recipe.model.weights
+    each = recipe.batch_size * workers
+    split = f" ({recipe.batch_size} a worker, {workers} workers)" if workers > 1 else ""
     return {
         "method": side.method,
-        "network": f"{recipe.model.name}, starting from {recipe.init_from or recipe.model.weights}",
+        "network": f"{recipe.model.name}, starting from {recipe.init_from or start}",
         "checkpoint": _checkpoint(side, which),
         "steps": f"{recipe.steps:,}",
-        "batch": f"{recipe.batch_size} a domain × {workers} worker{'s' * (workers > 1)} = {batch} source and {batch} target images a step",
-        "crop": f"{crop[0]} × {crop[1]} px",
-        "optimiser": f"{optimizer.name}, lr {optimizer.lr:g} (head × {optimizer.head_lr_factor:g}), {decay}",
+        "batch": f"{each} source and {each} target images a step{split}",
+        "crop": f"{crop[0]}{_BY}{crop[1]} px" if crop else "whole images",
+        "optimiser": f"{optimizer.name}, lr {optimizer.lr:g} (head{_BY}{optimizer.head_lr_factor:g}), {decay}",
         "precision": recipe.precision,
         "seed": str(recipe.seed),
     }
@@ -241,31 +240,48 @@ def _evaluations(side: Side, key: str, factor: float = 1.0) -> list[figures.Poin
     return [(float(row["step"]), factor * row[key]) for row in rows if row.get(key) is not None]
 
 
-def _class_rows(data: ReportData) -> list[dict[str, Any]]:
-    """Per-class IoU in per cent with the difference to the baseline; empty without labels."""
+@dataclass
+class ClassRow:
+    """One line of the class table: IoU in per cent, one a run; no colour for the mean."""
+
+    name: str
+    colour: str | None
+    values: list[float | None]
+    bar: str = ""
+
+    @property
+    def change(self) -> float | None:
+        """Difference to the baseline in points."""
+        known = [value for value in self.values if value is not None]
+        return known[1] - known[0] if len(known) == 2 else None
+
+
+def _class_rows(data: ReportData) -> list[ClassRow]:
+    """Per-class IoU and the mean; empty without labels."""
     if "iou" not in data.run.evaluation:
         return []
     table = data.run.run.table
     rows = [
-        {"name": name, "colour": colour, "values": [side.evaluation.get("iou", {}).get(name) for side in data.sides]}
+        ClassRow(name, colour, [_percent(side.evaluation.get("iou", {}).get(name)) for side in data.sides])
         for name, colour in zip(table.classes, _css_colours(table), strict=True)
     ]
-    rows.append({"name": "mean", "colour": None, "values": [side.miou for side in data.sides]})
+    rows.append(ClassRow("mean", None, [_percent(side.miou) for side in data.sides]))
+    limit = max([1.0, *(abs(row.change) for row in rows if row.change is not None)])
     for row in rows:
-        row["values"] = [None if value is None else 100 * value for value in row["values"]]
-        known = len(row["values"]) == 2 and None not in row["values"]
-        row["change"] = row["values"][1] - row["values"][0] if known else None
-    limit = max([1.0, *(abs(row["change"]) for row in rows if row["change"] is not None)])
-    for row in rows:
-        row["bar"] = _bar(row, limit, data)
+        row.bar = _change_bar(row, limit) if data.baseline else _level_bar(row)
     return rows
 
 
-def _bar(row: Mapping[str, Any], limit: float, data: ReportData) -> Markup:
-    if data.baseline:
-        change = "not comparable" if row["change"] is None else f"{_signed(row['change'])} points"
-        return figures.difference_bar(row["change"], limit, f"{row['name']}: {change}")
-    value = row["values"][-1]
-    return figures.share_bar(
-        None if value is None else value / 100, f"{row['name']}: {'no pixel' if value is None else f'{value:.1f} %'}"
-    )
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _change_bar(row: ClassRow, limit: float) -> Markup:
+    text = "no difference known" if row.change is None else f"{_signed(row.change)} points"
+    return figures.difference_bar(row.change, limit, f"{row.name}: {text}")
+
+
+def _level_bar(row: ClassRow) -> Markup:
+    value = row.values[-1]
+    text = "no pixel" if value is None else f"{value:.1f} %"
+    return figures.share_bar(None if value is None else value / 100, f"{row.name}: {text}")

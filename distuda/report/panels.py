@@ -70,6 +70,7 @@ def make_panel(batch: Batch, predictors: Mapping[str, Segmenter], table: ClassTa
     """Panel of the one sample in a batch (uint8 image, label at native size or None).
 
     Args:
+        batch: of size 1.
         predictors: networks by the name to print, the adapted one last; its entropy is shown.
         table: names and colours of the classes.
     """
@@ -117,7 +118,7 @@ def normalised_entropy(logits_BCHW: Tensor) -> Tensor:
 
 
 def image_miou(prediction_HW: Tensor, label_HW: Tensor, num_classes: int) -> float:
-    """mIoU of one image alone, over the classes it shows or is said to show; NaN if all is ignored."""
+    """The mIoU of one image alone, over the classes it shows or is said to show; NaN if all is ignored."""
     confusion = Confusion(num_classes)
     confusion.update(prediction_HW.cpu(), label_HW.cpu())
     return confusion.miou()
@@ -166,7 +167,7 @@ def class_palette(table: ClassTable) -> NDArray[np.uint8]:
 
 
 def _class_png(label_HW: NDArray[np.uint8], table: ClassTable) -> str:
-    return _palette_png(_shrink(label_HW, cv2.INTER_NEAREST), class_palette(table))
+    return _palette_png(_shrink(label_HW, cv2.INTER_NEAREST).astype(np.uint8), class_palette(table))
 
 
 def _entropy_png(entropy_HW: NDArray[np.float32]) -> str:

@@ -3,18 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from distuda.recipe import fields
 
 
 def recipe_fields() -> Table:
-    """Every field of a recipe: path, type, default, meaning with unit."""
-    table = Table(title="Fields of a recipe (FIELD=VALUE; in YAML, nested)", title_justify="left", show_lines=False)
-    for name in ("field", "type", "default", "meaning [unit]"):
-        table.add_column(name, overflow="fold")
-    for row in fields():
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    """Every field of a recipe: path with default, meaning with unit, type."""
+    table = Table(title="Fields of a recipe: FIELD=VALUE (in YAML, nested)", title_justify="left", box=None, pad_edge=False)
+    table.add_column("field = default", overflow="fold", ratio=2)
+    table.add_column("meaning [unit] (type)", overflow="fold", ratio=3)
+    for path, kind, default, meaning in fields():
+        table.add_row(escape(f"{path} = {default}"), escape(f"{meaning} ({kind})"))
     return table
 
 

@@ -123,7 +123,7 @@ class Mesh:
         self.num_points = last
         self.starts.append(first)
         self.counts.append(count)
-        self.colours.append((int(colour[0]), int(colour[1]), int(colour[2]), glow))
+        self.colours.append((*colour, glow))
         self.kinds.append(kind)
         self.surfaces.append(len(self.labels) - 1)
         self.group_of.append(len(self.groups) - 1)

@@ -17,6 +17,8 @@ from distuda.data.streets.scene import Camera, Scene
 NEAR_M = 0.4
 _SHIFT = 4  # cv2 takes fixed-point corners; 4 bits are sixteenths of a pixel
 
+_TINY_PX = 0.8  # decals below this are not worth painting
+
 
 @dataclass
 class Painting:
@@ -78,6 +80,8 @@ class _Painter:
         self.whole = np.minimum.reduceat(depth, first) >= NEAR_M
         outside = (high < -1).any(1) | (low[:, 0] > size[1]) | (low[:, 1] > size[0])
         self.skip = (np.maximum.reduceat(depth, first) < NEAR_M) | (self.whole & outside)
+        decal = np.array(self.mesh.kinds) == Kind.DECAL
+        self.skip |= decal & self.whole & ((high - low).max(axis=1) < _TINY_PX)
         self.fixed = self.fix(pixels)
         self.box = np.concatenate([low, high], axis=1)
         self.colour = np.zeros((*size, 4), np.uint8)

@@ -1,0 +1,214 @@
+"""Image and label move together, draws belong to samples, colours stay in range."""
+
+import pytest
+import torch
+
+from distuda.data import augment
+from distuda.data.augment import GeometryConfig, PhotometryConfig
+from distuda.data.batch import Batch
+from distuda.draws import uniform
+
+SEEDS = torch.arange(100, 116)
+OFF = PhotometryConfig(probability=1, brightness=0, contrast=0, saturation=0, hue=0, blur=0)
+
+
+def coded_batch(count: int = 16, size: tuple[int, int] = (40, 56), ignored: bool = False) -> Batch:
+    """Label ids in blocks of 8, and images whose red is 20 times the id and whose green and blue count pixels."""
+    blocks = torch.randint(0, 12, (count, size[0] // 8, size[1] // 8), generator=torch.Generator().manual_seed(0))
+    label = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    rows, columns = (torch.arange(n) for n in size)
+    image = torch.stack([20 * label, rows[:, None].expand(label.shape), columns.expand(label.shape)], dim=1)
+    if ignored:
+        label = torch.where(label == 0, 255, label)
+    return Batch(image.to(torch.uint8), label, SEEDS[:count].clone())
+
+
+def test_without_zoom_a_fitting_window_is_only_flipped() -> None:
+    batch = coded_batch()
+    out = augment.geometry(batch, GeometryConfig(crop=(40, 56)))
+    flipped = uniform(batch.seed_B, "flip") < 0.5
+    assert 0 < flipped.sum() < 16
+    for i in range(16):
+        axes = [-1] if flipped[i] else []
+        assert torch.equal((out.image_BCHW[i] * 255).round().to(torch.uint8), batch.image_BCHW[i].flip(axes))
+        assert torch.equal(out.label_BHW[i], batch.label_BHW[i].flip(axes))
+    assert out.image_BCHW.dtype == torch.float32 and out.image_BCHW.max() <= 1
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (1.5, 2.0), (0.5, 2.0)])
+def test_image_and_label_move_together(scale: tuple[float, float]) -> None:
+    out = augment.geometry(coded_batch(), GeometryConfig(crop=(32, 32), scale=scale))
+    red = out.image_BCHW[:, 0] * 255
+    inside = out.label_BHW != 255
+    agree = ((red - 20 * out.label_BHW).abs() < 1)[inside].float().mean()
+    assert agree > 0.75  # bilinear colours differ at the edges of blocks
+    shifted = ((red - 20 * out.label_BHW.roll(3, -1)).abs() < 1)[inside].float().mean()
+    assert shifted < agree - 0.1
+    assert set(out.label_BHW.unique().tolist()) <= {*range(12), 255}
+
+
+def test_integer_crop_copies_pixels() -> None:
+    """Without zoom a crop is a shift; labels there are those of the nearest source pixel."""
+    out = augment.geometry(coded_batch(), GeometryConfig(crop=(32, 32), flip=0))
+    rows, columns = out.image_BCHW[:, 1] * 255, out.image_BCHW[:, 2] * 255
+    torch.testing.assert_close(rows.diff(dim=1), torch.ones(16, 31, 32), atol=2e-3, rtol=0)
+    torch.testing.assert_close(columns.diff(dim=2), torch.ones(16, 32, 31), atol=2e-3, rtol=0)
+    at = coded_batch().label_BHW[torch.arange(16)[:, None, None], rows.round().long(), columns.round().long()]
+    assert (at == out.label_BHW).float().mean() > 0.99
+    assert rows[:, 0, 0].min() < 2 and rows[:, -1, 0].max() > 37  # every place of the window is used
+
+
+@pytest.mark.parametrize("scale", [(0.5, 1.0), (1.0, 2.0)])
+def test_zoom_stays_in_its_range(scale: tuple[float, float]) -> None:
+    batch = coded_batch(16, (80, 80))
+    batch.seed_B = torch.arange(16) + 5
+    out = augment.geometry(batch, GeometryConfig(crop=(40, 40), scale=scale, flip=0))
+    step = (out.image_BCHW[:, 1, 20, 20] - out.image_BCHW[:, 1, 19, 20]) * 255  # source pixels a pixel
+    assert step.min() > 1 / scale[1] - 0.01 and step.max() < 1 / scale[0] + 0.01
+    assert step.max() - step.min() > 0.25
+
+
+def test_the_region_holds_every_crop() -> None:
+    config = GeometryConfig(crop=(33, 47), scale=(0.7, 1.3))
+    height, width = augment.region_size(config)
+    assert (height, width) == (48, 68)
+    assert augment.region_size(GeometryConfig(crop=None)) is None
+    image = torch.full((16, 3, height, width), 255, dtype=torch.uint8)
+    out = augment.geometry(Batch(image, torch.zeros(16, height, width, dtype=torch.long), SEEDS), config)
+    assert (out.label_BHW == 0).all()
+
+
+def test_what_lies_outside_is_black_and_ignored() -> None:
+    image = torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
+    batch = Batch(image, torch.full((1, 16, 16), 3), torch.tensor([1]))
+    out = augment.geometry(batch, GeometryConfig(crop=(32, 32), flip=0))
+    outside = out.label_BHW == 255
+    assert outside.sum() == 32 * 32 - 16 * 16
+    assert (out.image_BCHW[:, :, ~outside[0]] > 0.99).all() and (out.label_BHW[~outside] == 3).all()
+    corner = out.image_BCHW[0, :, :6, :6]
+    assert not corner.any()
+
+
+def test_ignored_stays_ignored() -> None:
+    out = augment.geometry(coded_batch(ignored=True), GeometryConfig(crop=(32, 32), scale=(0.9, 1.4)))
+    ids = set(out.label_BHW.unique().tolist())
+    assert 255 in ids and 0 not in ids and ids <= {*range(1, 12), 255}
+
+
+def test_unlabelled_batches_have_the_same_crops() -> None:
+    labelled = coded_batch()
+    bare = Batch(labelled.image_BCHW, None, labelled.seed_B)
+    for config in (GeometryConfig(crop=(40, 56)), GeometryConfig(crop=(32, 32), scale=(0.7, 2.0))):
+        out = augment.geometry(bare, config)
+        assert out.label_BHW is None
+        assert torch.equal(out.image_BCHW, augment.geometry(labelled, config).image_BCHW)
+
+
+def test_draws_do_not_depend_on_the_rest_of_the_batch() -> None:
+    config = GeometryConfig(crop=(32, 32), scale=(0.7, 2.0))
+    whole = coded_batch()
+    parts = whole.split(4)
+    assert [len(part.seed_B) for part in parts] == [4] * 4
+    crops = augment.geometry(whole, config)
+    pieces = [augment.geometry(part, config) for part in parts]
+    assert torch.equal(crops.image_BCHW, torch.cat([piece.image_BCHW for piece in pieces]))
+    assert torch.equal(crops.label_BHW, torch.cat([piece.label_BHW for piece in pieces]))
+    views = augment.photometry(crops.image_BCHW, whole.seed_B, PhotometryConfig())
+    alone = augment.photometry(crops.image_BCHW[5:6], whole.seed_B[5:6], PhotometryConfig())
+    torch.testing.assert_close(views[5:6], alone, atol=1e-6, rtol=0)
+
+
+def test_photometry_without_strength_is_the_identity_also_under_autocast() -> None:
+    image = torch.rand(4, 3, 20, 24)
+    torch.testing.assert_close(augment.photometry(image, SEEDS[:4], OFF), image, atol=1e-5, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        view = augment.photometry(image, SEEDS[:4], OFF)
+    assert view.dtype == torch.float32
+    torch.testing.assert_close(view, image, atol=1e-5, rtol=0)
+
+
+def test_photometry_stays_in_range_and_views_differ_by_name_and_seed() -> None:
+    image = torch.rand(16, 3, 20, 24)
+    strong = PhotometryConfig(probability=1, brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5, blur=1)
+    view = augment.photometry(image, SEEDS, strong)
+    assert view.min() >= 0 and view.max() <= 1
+    assert not torch.allclose(view, image, atol=0.05)
+    assert not torch.allclose(view, augment.photometry(image, SEEDS, strong, "other"), atol=0.05)
+    same = augment.photometry(image[:1].expand(16, -1, -1, -1), SEEDS, strong)
+    assert same.flatten(1).std(dim=0).mean() > 0.02
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_each_jitter_changes_what_it_says(name: str) -> None:
+    image = 0.3 + 0.4 * torch.rand(8, 3, 20, 24)
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    view = augment.photometry(image, SEEDS[:8], OFF.model_copy(update={name: 0.25}))
+    grey, grey_before = (torch.einsum("c,bchw->bhw", luma, x) for x in (view, image))
+    chroma, chroma_before = (x - torch.einsum("c,bchw->bhw", luma, x)[:, None] for x in (view, image))
+    assert (view - image).abs().amax(dim=(1, 2, 3)).min() > 1e-4
+    if name == "brightness":
+        factor = view / image
+        torch.testing.assert_close(factor, factor[:, :1, :1, :1].expand_as(factor), atol=1e-4, rtol=0)
+        assert (factor - 1).abs().max() <= 0.2501
+    elif name == "contrast":
+        torch.testing.assert_close(grey.mean((1, 2)), grey_before.mean((1, 2)), atol=1e-4, rtol=0)
+        assert (grey.std((1, 2)) / grey_before.std((1, 2)) - 1).abs().max() > 0.05
+    else:
+        torch.testing.assert_close(grey, grey_before, atol=1e-4, rtol=0)
+        if name == "saturation":
+            torch.testing.assert_close(chroma / chroma.std(), chroma / chroma.std())
+            assert (chroma.std((1, 2, 3)) / chroma_before.std((1, 2, 3)) - 1).abs().max() > 0.05
+
+
+def test_jitter_and_blur_come_as_often_as_asked() -> None:
+    seeds = torch.arange(1000)
+    image = torch.rand(1, 3, 6, 6).expand(1000, -1, -1, -1)
+    jitter = PhotometryConfig(probability=0.8, blur=0)
+    changed = (augment.photometry(image, seeds, jitter) - image).abs().amax((1, 2, 3)) > 1e-4
+    assert changed.float().mean().item() == pytest.approx(0.8, abs=0.05)
+    blurred = (augment.photometry(image, seeds, OFF.model_copy(update={"blur": 0.5})) - image).abs().amax((1, 2, 3)) > 1e-4
+    assert 0.35 < blurred.float().mean() < 0.55  # the smallest sigmas leave no trace
+
+
+def test_blur_preserves_the_mean_and_spreads_by_sigma() -> None:
+    image = torch.zeros(2, 3, 21, 21)
+    image[:, :, 10, 10] = 1
+    blurred = augment.gaussian_blur(image, torch.tensor([0.5, 1.15]))
+    torch.testing.assert_close(blurred.sum((2, 3)), torch.ones(2, 3))
+    offsets = torch.arange(21.0) - 10
+    variance = (blurred[:, 0].sum(1) * offsets**2).sum(1)
+    assert variance[1].item() == pytest.approx(1.15**2, rel=0.01)
+    flat = torch.full((2, 3, 9, 9), 0.7)
+    torch.testing.assert_close(augment.gaussian_blur(flat, torch.tensor([0.5, 1.15])), flat)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.7])
+def test_block_mask_hides_its_share_in_whole_blocks(ratio: float) -> None:
+    kept = augment.block_mask(torch.arange(64), (36, 52), 8, ratio)
+    assert kept.shape == (64, 1, 36, 52) and set(kept.unique().tolist()) <= {0.0, 1.0}
+    assert kept.mean().item() == pytest.approx(1 - ratio, abs=0.03)
+    whole = kept[..., :32, :48].reshape(64, 4, 8, 6, 8)
+    assert torch.equal(whole.amax((2, 4)), whole.amin((2, 4)))
+
+
+def chosen_classes(label: torch.Tensor, mask: torch.Tensor) -> set[int]:
+    return {c for c in label.unique().tolist() if mask[label == c].any()}
+
+
+@pytest.mark.parametrize("present", [[0], [0, 1], [0, 1, 2], [2, 3, 255], [0, 1, 2, 3, 255]])
+def test_classmix_takes_half_of_the_classes_whole(present: list[int]) -> None:
+    label = torch.tensor(present).repeat(12)[None, None].expand(40, 5, -1)
+    mask = augment.classmix_mask(label, torch.arange(40), 4)
+    counts: dict[int, int] = {}
+    for one, pasted in zip(label, mask, strict=True):
+        taken = chosen_classes(one, pasted)
+        assert len(taken) == (len(present) + len(present) % 2) // 2
+        assert all(pasted[one == c].all() for c in taken)
+        counts |= {c: counts.get(c, 0) + 1 for c in taken}
+    assert set(counts) == set(present)  # over many draws every class has its turn, the ignore value too
+
+
+def test_classmix_masks_are_the_samples_own() -> None:
+    label = torch.randint(0, 4, (6, 8, 8), generator=torch.Generator().manual_seed(1))
+    mask = augment.classmix_mask(label, SEEDS[:6], 4)
+    assert torch.equal(mask[2:3], augment.classmix_mask(label[2:3], SEEDS[2:3], 4))

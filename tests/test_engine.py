@@ -1,0 +1,391 @@
+"""Runs: interrupted equals uninterrupted, scores equal brute force, checkpoints are whole, mistakes are named."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from settings import SETTINGS, TABLE, tiny_batch, tiny_method, tiny_recipe, tiny_samples
+
+from distuda.data.batch import Batch
+from distuda.data.dataset import open_dataset
+from distuda.data.labels import ClassTable
+from distuda.data.reader import iterate_once, read_batches
+from distuda.data.shards import write_shards
+from distuda.engine import checkpoint as checkpoints
+from distuda.engine.checkpoint import Checkpoints
+from distuda.engine.evaluate import evaluate
+from distuda.engine.log import MetricsLog
+from distuda.engine.loop import fit, open_data, settle
+from distuda.engine.run import open_run, read_rows
+from distuda.engine.schedule import build_optimizers, build_schedules
+from distuda.engine.step import Step
+from distuda.errors import UserError
+from distuda.recipe import OptimizerConfig, Recipe
+
+CADENCE = ["evaluation.every_steps=3", "checkpoint.every_steps=3", "evaluation.limit=2"]
+CLOCKS = {"images_per_s", "data_wait_s", "memory_gib"}
+
+
+class PowerCut(Exception):
+    """What ends an interrupted run."""
+
+
+def cut_after(batches: int) -> Any:
+    """`read_batches` that raises when asked for one batch more."""
+
+    def stream(*args: Any, **kwargs: Any) -> Iterator[Batch]:
+        inner = read_batches(*args, **kwargs)
+        try:
+            yield from islice(inner, batches)
+        finally:
+            inner.close()
+        raise PowerCut
+
+    return stream
+
+
+def run_words(domains: list[str], out: Path, *words: str) -> list[str]:
+    return [*domains, f"out={out}", *CADENCE, *words]
+
+
+def timeless(out: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in read_rows(str(out))]
+
+
+def tensors_of(out: Path, step: int) -> dict[str, torch.Tensor]:
+    return checkpoints.load_tensors(str(out / "checkpoints" / f"step-{step:08d}"))
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_interrupted_run_equals_an_uninterrupted_one(name: str, domains: list[str], tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    fit(settle(tiny_recipe(*SETTINGS[name], *run_words(domains, whole))))
+    with pytest.raises(PowerCut):
+        fit(settle(tiny_recipe(*SETTINGS[name], *run_words(domains, cut))), open_stream=cut_after(4))
+    assert [row["step"] for row in read_rows(str(cut))] == [1, 2, 3, 3, 4]
+    fit(settle(tiny_recipe(*SETTINGS[name], *run_words(domains, cut, "resume=true"))))
+
+    expected, resumed = tensors_of(whole, 6), tensors_of(cut, 6)
+    assert expected.keys() == resumed.keys()
+    different = [key for key, value in expected.items() if not torch.equal(value, resumed[key])]
+    assert not different
+    assert timeless(whole) == timeless(cut)
+    assert [(row["kind"], row["step"]) for row in timeless(cut) if row["step"] % 3 == 0] == [
+        ("train", 3), ("evaluation", 3), ("train", 6), ("evaluation", 6),
+    ]  # fmt: skip
+    training = [torch.load(out / "checkpoints/step-00000006/training.pt", weights_only=True) for out in (whole, cut)]
+    assert str(training[0]) == str(training[1])
+    assert any(not torch.equal(value, expected[key]) for key, value in tensors_of(whole, 3).items())
+
+
+@pytest.fixture(scope="module")
+def finished(domains: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short finished run: checkpoints at 2, 4, 5; evaluations at 3, 5."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    words = ["steps=5", "checkpoint.every_steps=2", "evaluation.every_steps=3", "checkpoint.keep_last=5"]
+    fit(settle(tiny_recipe(*run_words(domains, out, *words))))
+    return out
+
+
+def test_a_run_folder_is_complete_and_holds_nothing_half_written(finished: Path) -> None:
+    assert names_in(finished) == [
+        "best.json", "checkpoints", "classes.json", "environment.json", "metrics.jsonl", "recipe.yaml",
+    ]  # fmt: skip
+    assert names_in(finished / "checkpoints") == ["step-00000002", "step-00000004", "step-00000005"]
+    for folder in (finished / "checkpoints").iterdir():
+        assert names_in(folder) == ["meta.json", "method.safetensors", "training.pt"]
+    assert not list(finished.rglob("*.part"))
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["seed"] == 0 and environment["torch"] == torch.__version__
+
+
+def test_a_checkpoint_is_judged_by_its_own_scores(finished: Path) -> None:
+    """Step 4 was saved after the evaluation of step 3; that score belongs to weights nobody kept."""
+    metas = {step: checkpoints.load_meta(str(finished / f"checkpoints/step-{step:08d}")) for step in (2, 4, 5)}
+    assert metas[2]["scores"] == metas[4]["scores"] == {}
+    assert json.loads((finished / "best.json").read_text())["step"] == 5
+    assert metas[5]["scores"]["num_images"] == 2
+
+
+def test_open_run_gives_the_trained_predictor(finished: Path) -> None:
+    run = open_run(str(finished))
+    assert run.step == 5 and run.table == TABLE and not run.predictor.training
+    state = tensors_of(finished, 5)
+    assert all(torch.equal(value, state[f"student.{key}"]) for key, value in run.predictor.state_dict().items())
+    assert open_run(str(finished), "best").step == 5
+    assert [row["kind"] for row in run.rows()].count("evaluation") == 2
+    with pytest.raises(UserError, match="not a run folder"):
+        open_run(str(finished / "checkpoints"))
+
+
+def test_a_finished_run_resumes_to_itself(finished: Path, domains: list[str]) -> None:
+    before = timeless(finished)
+    words = ["steps=5", "checkpoint.keep_last=5", "resume=true"]
+    fit(settle(tiny_recipe(*run_words(domains, finished, *words))), open_stream=cut_after(0))
+    assert timeless(finished) == before
+
+
+def test_init_from_starts_at_the_other_runs_weights(finished: Path, domains: list[str], tmp_path: Path) -> None:
+    from distuda.engine.run import build_method
+
+    recipe = tiny_recipe(*SETTINGS["self_training"], f"init_from={finished}", "seed=9")
+    method = build_method(recipe, 4, torch.full((4,), 0.25))
+    state = tensors_of(finished, 5)
+    for network in (method.student, method.teacher):
+        assert all(torch.equal(value, state[f"student.{key}"]) for key, value in network.state_dict().items())
+    with pytest.raises(UserError, match="holds another network"):
+        build_method(tiny_recipe(*SETTINGS["advent_multi_level"], f"init_from={finished}"), 4, torch.full((4,), 0.25))
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_taken_folder_and_a_changed_recipe_are_refused(finished: Path, domains: list[str]) -> None:
+    with pytest.raises(UserError, match="holds a run already.*resume=true"):
+        settle(tiny_recipe(*run_words(domains, finished, "steps=5")))
+    changed = ["steps=5", "resume=true", "optimizer.lr=0.5", "batch_size=1"]
+    with pytest.raises(UserError, match=r"batch_size: 2 -> 1; optimizer.lr: 0.0002 -> 0.5"):
+        settle(tiny_recipe(*run_words(domains, finished, *changed)))
+    settle(tiny_recipe(*run_words(domains, finished, "steps=5", "resume=true", "log_every_steps=7")))
+
+
+def test_without_a_folder_one_is_chosen() -> None:
+    assert settle(tiny_recipe("method=advent")).out.startswith("runs/advent-")
+
+
+def test_an_unlabelled_source_is_refused(domains: list[str]) -> None:
+    target = domains[1].split("=")[1]
+    with pytest.raises(UserError, match=r"source\.uri=.*has no labels"):
+        open_data(tiny_recipe(*domains, f"source.uri={target}"))
+
+
+@pytest.mark.parametrize("name", ["target", "evaluation"])
+def test_different_class_tables_are_refused(name: str, domains: list[str], tmp_path: Path) -> None:
+    other = ClassTable("other", (*TABLE.classes[:3], "post"), TABLE.palette)
+    write_shards(tiny_samples(2, 9), str(tmp_path / "other"), other)
+    with pytest.raises(UserError, match=f"'tiny4'.*{name} has 'other'.*post"):
+        open_data(tiny_recipe(*domains, f"{name}.uri={tmp_path / 'other'}"))
+
+
+def test_target_miou_needs_labels(domains: list[str]) -> None:
+    target = domains[1].split("=")[1]
+    for word in (f"evaluation.uri={target}", "evaluation.uri=none"):
+        with pytest.raises(UserError, match="target_miou"):
+            open_data(tiny_recipe(*domains, word, "checkpoint.best_by=target_miou"))
+
+
+def test_accumulation_must_divide_the_batch(domains: list[str]) -> None:
+    with pytest.raises(UserError, match="accumulate=2 does not divide batch_size=3"):
+        open_data(tiny_recipe(*domains, "accumulate=2", "batch_size=3"))
+
+
+def test_missing_data_is_refused(domains: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no data set at"):
+        open_data(tiny_recipe(*domains, f"target.uri={tmp_path / 'none'}"))
+
+
+def test_an_unwritable_folder_is_refused_before_the_first_step(domains: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        fit(settle(tiny_recipe(*run_words(domains, tmp_path / "file" / "run"))), open_stream=cut_after(0))
+
+
+def test_a_diverged_run_stops_and_leaves_no_poisoned_checkpoint(domains: list[str], tmp_path: Path) -> None:
+    words = ["optimizer.name=sgd", "optimizer.lr=1e30", "log_every_steps=100", "checkpoint.every_steps=4"]
+    words.append("evaluation.every_steps=100")
+    with pytest.raises(RuntimeError, match=r"became nan by step 4. Lower optimizer.lr"):
+        fit(settle(tiny_recipe(*run_words(domains, tmp_path / "run", *words))))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+# Logs ----------------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_up_to_a_checkpoint_is_on_disk_with_it(
+    domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MetricsLog, "FLUSH_EVERY_S", 1e9)
+    seen: list[list[int]] = []
+
+    def watching(*args: Any, **kwargs: Any) -> Iterator[Batch]:
+        for number, batch in enumerate(read_batches(*args, **kwargs)):
+            if number == 2:
+                seen.append([row["step"] for row in read_rows(str(tmp_path / "run"))])
+            yield batch
+
+    words = ["steps=3", "checkpoint.every_steps=2", "evaluation.every_steps=100"]
+    fit(settle(tiny_recipe(*run_words(domains, tmp_path / "run", *words))), open_stream=watching)
+    assert seen[0] == [1, 2]
+
+
+def test_metrics_log_drops_rows_that_will_be_run_again(tmp_path: Path) -> None:
+    log = MetricsLog(str(tmp_path), 0)
+    for step in (1, 2, 3):
+        log.add({"kind": "train", "step": step})
+    log.flush()
+    again = MetricsLog(str(tmp_path), 2)
+    again.add({"kind": "train", "step": 3, "new": True})
+    again.flush()
+    assert [row.get("new", False) for row in read_rows(str(tmp_path))] == [False, False, True]
+    assert MetricsLog(str(tmp_path), 0).rows == []
+
+
+# Evaluation ----------------------------------------------------------------------------------------------------------
+
+
+def brute_force(recipe: Recipe, uri: str, size: tuple[int, int] | None) -> tuple[list[float], float]:
+    """IoU a class and accuracy from all pixels of all images in one list."""
+    model = tiny_method(recipe).student.eval()
+    guesses, truths = [], []
+    for sample in iterate_once(open_dataset(uri), size=size):
+        with torch.no_grad():
+            logits = model(sample.image_BCHW / 255).main
+        logits = torch.nn.functional.interpolate(logits, sample.label_BHW.shape[-2:], mode="bilinear")
+        guesses.append(logits.argmax(1).flatten().numpy())
+        truths.append(sample.label_BHW.flatten().numpy())
+    guess, truth = np.concatenate(guesses), np.concatenate(truths)
+    guess, truth = guess[truth != 255], truth[truth != 255]
+    pairs = [(guess == c, truth == c) for c in range(TABLE.num_classes)]
+    return [(p & g).sum() / (p | g).sum() if (p | g).any() else np.nan for p, g in pairs], (guess == truth).mean()
+
+
+@pytest.mark.parametrize("size", [None, (48, 64)])
+def test_evaluate_equals_brute_force_at_label_size(size: tuple[int, int] | None, tmp_path: Path) -> None:
+    uri = str(tmp_path / "mixed")  # images of several sizes in one set
+    samples = [sample for seed, shape in ((1, (40, 56)), (2, (48, 40)), (3, (33, 47))) for sample in tiny_samples(1, seed, size=shape)]
+    write_shards(samples, uri, TABLE)
+    recipe = tiny_recipe()
+    model = tiny_method(recipe).student.train()
+    scores = evaluate(model, iterate_once(open_dataset(uri), size=size), TABLE)
+    iou, accuracy = brute_force(recipe, uri, size)
+    assert list(scores["iou"]) == list(TABLE.classes)
+    np.testing.assert_allclose([np.nan if v is None else v for v in scores["iou"].values()], iou)
+    assert scores["miou"] == pytest.approx(np.nanmean(iou)) and scores["accuracy"] == pytest.approx(accuracy)
+    assert scores["label_sizes"] == ["33x47", "40x56", "48x40"] and scores["num_images"] == 3
+    assert model.training
+
+
+def test_unlabelled_images_have_label_free_scores_only(domains: list[str]) -> None:
+    target = open_dataset(domains[1].split("=")[1])
+    scores = evaluate(tiny_method(tiny_recipe()).student, iterate_once(target), TABLE)
+    assert set(scores) == {"num_images", "entropy", "information_maximisation"} and scores["num_images"] == 7
+
+
+def test_without_evaluation_data_the_targets_labels_are_not_looked_at(domains: list[str], tmp_path: Path) -> None:
+    labelled = domains[0].split("=")[1]
+    words = ["evaluation.uri=none", f"target.uri={labelled}", "steps=1"]
+    fit(settle(tiny_recipe(*run_words(domains, tmp_path / "run", *words))))
+    row = read_rows(str(tmp_path / "run"))[-1]
+    assert row["kind"] == "evaluation" and "miou" not in row and row["num_images"] == 2
+
+
+# Checkpoints ---------------------------------------------------------------------------------------------------------
+
+
+def saved(run: Path, scores: dict[int, float], *words: str) -> Checkpoints:
+    """Checkpoints of a tiny stand-in method with these scores by step."""
+    recipe = tiny_recipe(*words)
+    method = torch.nn.Linear(2, 2)
+    step = Step.__new__(Step)
+    step.optimizers, step.schedules, step.device = [torch.optim.SGD(method.parameters(), 0.1)], [], torch.device("cpu")
+    folder = Checkpoints(str(run), recipe.checkpoint)
+    for number, score in scores.items():
+        meta = {"step": number, "history": {}, "scores": {"information_maximisation": score, "miou": -score}}
+        folder.save(method, step, meta)  # type: ignore[arg-type]
+    folder.wait()
+    return folder
+
+
+def test_newest_and_best_are_kept(tmp_path: Path) -> None:
+    folder = saved(tmp_path, {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3, 5: 0.9}, "checkpoint.keep_last=2")
+    assert names_in(tmp_path / "checkpoints") == ["step-00000002", "step-00000004", "step-00000005"]
+    assert folder.find("best").endswith("step-00000002") and folder.find("last").endswith("step-00000005")
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best == {"step": 2, "by": "information_maximisation", "score": 0.9}
+
+
+def test_another_measure_of_best_does_not_compare_with_the_old_one(tmp_path: Path) -> None:
+    saved(tmp_path, {1: 0.9})
+    saved(tmp_path, {2: 0.5}, "checkpoint.best_by=target_miou")
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 2, "by": "target_miou", "score": -0.5}
+
+
+def test_an_incomplete_checkpoint_is_ignored(tmp_path: Path) -> None:
+    folder = saved(tmp_path, {1: 0.1, 2: 0.2})
+    (tmp_path / "checkpoints" / "step-00000003").mkdir()
+    (tmp_path / "checkpoints" / "step-00000003" / "method.safetensors").write_bytes(b"half")
+    assert folder.latest().endswith("step-00000002") and folder.find("last").endswith("step-00000002")
+
+
+def test_no_checkpoint_yet(tmp_path: Path) -> None:
+    folder = Checkpoints(str(tmp_path), tiny_recipe().checkpoint)
+    assert folder.latest() is None
+    for which in ("last", "best"):
+        with pytest.raises(UserError, match=f"no {which} checkpoint"):
+            folder.find(which)
+
+
+def test_a_failed_write_is_raised_and_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="cannot write"):
+        saved(tmp_path, {1: 0.1})
+
+
+def test_save_takes_a_snapshot(tmp_path: Path) -> None:
+    """Training goes on while the writer writes; what is saved is the moment of the call."""
+    recipe = tiny_recipe()
+    method = tiny_method(recipe)
+    step = Step(method, recipe, torch.device("cpu"))
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    folder = Checkpoints(str(tmp_path), recipe.checkpoint)
+    folder.save(method, step, {"step": 0, "history": {}, "scores": {}})
+    step(tiny_batch(2, 1), tiny_batch(2, 2))
+    folder.wait()
+    loaded = checkpoints.load_tensors(folder.find("last"))
+    assert all(torch.equal(value, before[key]) for key, value in loaded.items()) and loaded.keys() == before.keys()
+
+
+# Schedule ------------------------------------------------------------------------------------------------------------
+
+
+def rates(config: OptimizerConfig, steps: int, name: str = "advent") -> list[list[float]]:
+    method = tiny_method(tiny_recipe(*SETTINGS[name]))
+    optimizers = build_optimizers(method, config)
+    schedules = build_schedules(optimizers, config, steps)
+    seen = []
+    for _ in range(steps):
+        seen.append([optimizer.param_groups[i]["lr"] for optimizer, i in ((optimizers[0], 0), (optimizers[0], -1), (optimizers[1], 0))])
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+    return seen
+
+
+def test_poly_decay_head_factor_and_warm_up() -> None:
+    encoder, head, judge = (np.array(column) for column in zip(*rates(OptimizerConfig(lr=1.0, warmup_steps=2), 4), strict=True))
+    poly = (1 - np.arange(4) / 4) ** 0.9
+    np.testing.assert_allclose(encoder, poly * [0.5, 1, 1, 1])
+    np.testing.assert_allclose(head, 10 * encoder)
+    np.testing.assert_allclose(judge, 1e-4 * poly)
+    constant = rates(OptimizerConfig(lr=1.0, schedule="constant"), 3)
+    assert [row[0] for row in constant] == [1, 1, 1]
+    assert rates(OptimizerConfig(lr=1.0, decay_steps=2, poly_power=1), 4)[3][0] == 0
+
+
+def test_norms_and_biases_do_not_decay_with_adamw() -> None:
+    method = tiny_method(tiny_recipe(*SETTINGS["advent"]))
+    adamw = build_optimizers(method, OptimizerConfig(weight_decay=0.1))
+    for group in adamw[0].param_groups:
+        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] > 0}
+    assert adamw[1].param_groups[0]["betas"] == (0.9, 0.99)
+    sgd = build_optimizers(method, OptimizerConfig(name="sgd", weight_decay=0.1))
+    assert {group["weight_decay"] for group in sgd[0].param_groups} == {0.1}

@@ -1,0 +1,147 @@
+"""mIoU by the Cityscapes convention, and the label-free scores."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from distuda.metrics.confusion import Confusion
+from distuda.metrics.label_free import LabelFree
+
+IGNORE = 255
+
+
+def random_maps(count: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    prediction = torch.randint(0, classes, (count, 13, 17), generator=random)
+    right = torch.rand(prediction.shape, generator=random) < 0.6
+    label = torch.where(right, prediction, torch.randint(0, classes, prediction.shape, generator=random))
+    label[torch.rand(label.shape, generator=random) < 0.2] = IGNORE
+    return prediction, label
+
+
+def confusion_of(prediction: torch.Tensor, label: torch.Tensor, classes: int) -> Confusion:
+    confusion = Confusion(classes)
+    confusion.update(prediction, label)
+    return confusion
+
+
+def by_sets(prediction: torch.Tensor, label: torch.Tensor, classes: int) -> list[float]:
+    """IoU from sets of pixels, class by class."""
+    valid = label != IGNORE
+    pairs = [((prediction == c) & valid, label == c) for c in range(classes)]
+    return [int((p & g).sum()) / int((p | g).sum()) if (p | g).any() else math.nan for p, g in pairs]
+
+
+def cityscapes_score(label: int, matrix: NDArray[np.int64], eval_labels: list[int], ignored: list[int]) -> float:
+    """IoU of a label id as evalPixelLevelSemanticLabeling defines it, over the matrix of *all* ids.
+
+    Rows are ground truth. A row that is ignored in evaluation makes no false positive.
+    """
+    if label in ignored:
+        return math.nan
+    hits = int(matrix[label, label])
+    misses = int(matrix[label, :].sum()) - hits
+    others = [row for row in eval_labels if row not in ignored and row != label]
+    false_alarms = int(matrix[others, label].sum())
+    union = hits + false_alarms + misses
+    return math.nan if union == 0 else hits / union
+
+
+@pytest.mark.parametrize("classes", [2, 4, 19])
+def test_iou_equals_brute_force(classes: int) -> None:
+    prediction, label = random_maps(3, classes)
+    confusion = confusion_of(prediction, label, classes)
+    expected = by_sets(prediction, label, classes)
+    np.testing.assert_allclose(confusion.iou(), expected, rtol=1e-12)
+    assert confusion.miou() == pytest.approx(np.nanmean(expected))
+    valid = label != IGNORE
+    assert confusion.accuracy() == pytest.approx(float((prediction == label)[valid].float().mean()))
+
+
+def test_iou_equals_the_cityscapes_script() -> None:
+    """Ids 0..33 with some ignored in evaluation, as that script counts them, against train ids and 255."""
+    train = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    ignored = [i for i in range(34) if i not in train]
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 34, (2, 40, 40))
+    guess = np.where(random.random(truth.shape) < 0.5, truth, random.choice(train, truth.shape))
+    guess = np.where(np.isin(guess, ignored), random.choice(train[:10], truth.shape), guess)  # the model knows 19 ids
+    matrix = np.zeros((34, 34), np.int64)
+    np.add.at(matrix, (truth.ravel(), guess.ravel()), 1)
+    expected = [cityscapes_score(label, matrix, list(range(34)), ignored) for label in train]
+
+    to_train = np.full(34, IGNORE)
+    to_train[train] = np.arange(19)
+    confusion = confusion_of(torch.from_numpy(to_train[guess]), torch.from_numpy(to_train[truth]), 19)
+    np.testing.assert_allclose(confusion.iou(), expected, rtol=1e-12)
+    assert confusion.miou() == pytest.approx(np.nanmean(expected))
+
+
+def test_absent_class_leaves_the_mean_but_a_hallucinated_one_counts_zero() -> None:
+    label = torch.tensor([[0, 0, 1, 1]])
+    iou = confusion_of(torch.tensor([[0, 0, 1, 1]]), label, 3)
+    assert math.isnan(iou.iou()[2]) and iou.miou() == 1
+    iou = confusion_of(torch.tensor([[0, 0, 1, 2]]), label, 3)
+    assert iou.iou().tolist() == [1, 0.5, 0] and iou.miou() == 0.5
+
+
+def test_ignored_pixels_are_no_false_positives() -> None:
+    label = torch.tensor([[0, 0, IGNORE, IGNORE]])
+    assert confusion_of(torch.tensor([[0, 0, 0, 1]]), label, 2).iou()[0] == 1
+
+
+def test_nothing_labelled_is_nan_not_zero() -> None:
+    empty = confusion_of(torch.zeros(1, 4, dtype=torch.long), torch.full((1, 4), IGNORE), 3)
+    assert math.isnan(empty.miou())
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_parts_add_up_to_the_whole(parts: int) -> None:
+    prediction, label = random_maps(7, 5)
+    whole = confusion_of(prediction, label, 5).counts_CC
+    pieces = zip(prediction.tensor_split(parts), label.tensor_split(parts), strict=True)
+    assert torch.equal(sum(confusion_of(p, g, 5).counts_CC for p, g in pieces), whole)
+    assert whole.dtype == torch.int64
+
+
+def test_ids_beyond_the_table_and_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="outside"):
+        confusion_of(torch.tensor([[0]]), torch.tensor([[7]]), 3)
+    with pytest.raises(ValueError, match="shape"):
+        confusion_of(torch.zeros(1, 2, dtype=torch.long), torch.zeros(2, 1, dtype=torch.long), 3)
+
+
+def scores_of(logits: torch.Tensor) -> dict[str, float]:
+    score = LabelFree(logits.shape[1])
+    score.update(logits)
+    return score.scores()
+
+
+def test_label_free_bounds_and_collapse() -> None:
+    undecided = scores_of(torch.zeros(2, 4, 6, 6))
+    assert undecided["entropy"] == pytest.approx(-1)
+    assert undecided["information_maximisation"] == pytest.approx(0, abs=1e-6)
+    collapsed = torch.zeros(2, 4, 6, 6)
+    collapsed[:, 1] = 100
+    assert scores_of(collapsed)["entropy"] == pytest.approx(0, abs=1e-6)  # entropy alone is fooled
+    assert scores_of(collapsed)["information_maximisation"] == pytest.approx(0, abs=1e-6)
+    sure_and_balanced = 100 * torch.eye(4)[torch.arange(36) % 4].T.reshape(1, 4, 6, 6)
+    assert scores_of(sure_and_balanced)["information_maximisation"] == pytest.approx(1)
+    for seed in range(5):
+        logits = 5 * torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(seed))
+        scores = scores_of(logits)
+        assert -1 <= scores["entropy"] <= 0 and -1 <= scores["information_maximisation"] <= 1
+
+
+def test_label_free_weighs_images_alike_and_adds_up() -> None:
+    images = [torch.randn(1, 4, 6, 6), 3 * torch.randn(1, 4, 2, 9)]
+    both, parts = LabelFree(4), [LabelFree(4), LabelFree(4)]
+    for image, part in zip(images, parts, strict=True):
+        both.update(image)
+        part.update(image)
+    torch.testing.assert_close(parts[0].sums + parts[1].sums, both.sums)
+    mean = np.mean([scores_of(image)["entropy"] for image in images])
+    assert both.scores()["entropy"] == pytest.approx(mean, rel=1e-5)
