@@ -98,7 +98,16 @@ def seconds(rounds: int, size_src: tuple[int, int], size_tgt: tuple[int, int]) -
 
 def peak_gib(name: str, size_src: tuple[int, int], size_tgt: tuple[int, int]) -> float:
     """Peak resident memory of a process that runs two steps of one variant."""
-    words = [sys.executable, __file__, "--memory-of", name, "--source", *map(str, size_src), "--target", *map(str, size_tgt)]
+    words = [
+        sys.executable,
+        __file__,
+        "--memory-of",
+        name,
+        "--source",
+        *map(str, size_src),
+        "--target",
+        *map(str, size_tgt),
+    ]
     return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 

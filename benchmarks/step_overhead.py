@@ -40,6 +40,7 @@ CLASSES = 11
 PAUSE_S = 0.002
 SINGLE = ["plain torch", "engine", "Ray Train, 1 worker"]
 PAIR = ["2 processes without Ray", "Ray Train, 2 workers"]
+VARIANTS = SINGLE + PAIR
 
 
 def main() -> None:
@@ -50,10 +51,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        start_ray(num_cpus=8)
-        stop = [start(variant, folder, options) for variant in SINGLE + PAIR]
+        start_ray(num_cpus=5)
+        stop = [start(variant, folder, options) for variant in VARIANTS]
         try:
-            rounds = [{v: turn(v, folder, number) for v in SINGLE + PAIR} for number in range(options.rounds + 1)]
+            rounds = [{v: turn(v, folder, number) for v in VARIANTS} for number in range(options.rounds + 1)]
         finally:
             (folder / "over").touch()
             for end in stop:
@@ -88,7 +89,7 @@ def recipe_for(options: argparse.Namespace) -> Recipe:
 def batch_for(recipe: Recipe, device: torch.device) -> Batch:
     """A raw labelled batch of random pixels."""
     random = torch.Generator().manual_seed(0)
-    height, width = recipe.augment.crop
+    height, width = recipe.augment.crop or (240, 320)
     image = torch.randint(0, 256, (recipe.batch_size, 3, height, width), dtype=torch.uint8, generator=random)
     label = torch.randint(0, CLASSES, (recipe.batch_size, height, width), generator=random)
     seeds = torch.arange(recipe.batch_size)
@@ -131,10 +132,9 @@ def engine_step(recipe: Recipe, device: torch.device) -> Callable[[], Any]:
 
 def serve(variant: str, folder: Path, steps: int, step: Callable[[], Any], rank: int = 0) -> None:
     """Wait for each turn of this variant, take it, and (rank 0) leave the seconds a step beside it."""
-    number = 0
-    cuda = torch.cuda.is_available()
+    number, place, cuda = 0, VARIANTS.index(variant), torch.cuda.is_available()
     while not (folder / "over").exists():
-        if not (folder / f"go-{SINGLE_AND_PAIR.index(variant)}-{number}").exists():
+        if not (folder / f"go-{place}-{number}").exists():
             time.sleep(PAUSE_S)
             continue
         start_s = time.perf_counter()
@@ -143,13 +143,10 @@ def serve(variant: str, folder: Path, steps: int, step: Callable[[], Any], rank:
         if cuda:
             torch.cuda.synchronize()
         if rank == 0:
-            part = folder / f"part-{SINGLE_AND_PAIR.index(variant)}"
+            part = folder / f"part-{place}"
             part.write_text(str((time.perf_counter() - start_s) / steps))
-            part.rename(folder / f"done-{SINGLE_AND_PAIR.index(variant)}-{number}")
+            part.rename(folder / f"done-{place}-{number}")
         number += 1
-
-
-SINGLE_AND_PAIR = SINGLE + PAIR
 
 
 def serve_alone(options: argparse.Namespace) -> None:
@@ -225,7 +222,7 @@ def start_on_ray(variant: str, folder: Path, options: argparse.Namespace) -> Cal
 
 def turn(variant: str, folder: Path, number: int, patience_s: float = 900) -> float:
     """One turn of a variant; gives its seconds a step."""
-    place = SINGLE_AND_PAIR.index(variant)
+    place = VARIANTS.index(variant)
     (folder / f"go-{place}-{number}").touch()
     done = folder / f"done-{place}-{number}"
     give_up_s = time.monotonic() + patience_s
@@ -242,11 +239,12 @@ def report(rounds: list[dict[str, float]], options: argparse.Namespace) -> str:
     lines = [
         "# Cost of a training step beyond plain torch",
         "",
-        f"{date.today()} · {hardware()} · torch {version('torch')}, Ray {version('ray')}, Python {platform.python_version()}",
+        f"{date.today()} · {hardware()}",
+        f"torch {version('torch')}, Ray {version('ray')}, Python {platform.python_version()}",
         "",
         f"    {words}",
         "",
-        f"Medians over {len(rounds)} interleaved rounds of {options.steps} steps; the ratio is the median of the rounds' ratios.",
+        f"Medians of {len(rounds)} interleaved rounds of {options.steps} steps; a ratio is the median of the rounds'.",
         "",
         "| variant | ms a step | lowest to highest round | ratio |",
         "|---|---|---|---|",
@@ -257,7 +255,9 @@ def report(rounds: list[dict[str, float]], options: argparse.Namespace) -> str:
             ratio = statistics.median(each[variant] / each[group[0]] for each in rounds)
             spread = f"{min(times):.1f} to {max(times):.1f}"
             lines.append(f"| {variant} | {statistics.median(times):.1f} | {spread} | {ratio:.3f} |")
-    return "\n".join([*lines, "", json.dumps({"rounds_s": rounds}), ""])
+    return "\n".join(
+        [*lines, "", json.dumps({"rounds_s": [{v: round(t, 5) for v, t in each.items()} for each in rounds]}), ""]
+    )
 
 
 def common(options: argparse.Namespace) -> list[str]:

@@ -23,7 +23,9 @@ app = typer.Typer(
 console = Console()
 
 Run = Annotated[str, typer.Argument(help="run folder, as `distuda train` printed it", show_default=False)]
-Which = Annotated[Literal["last", "best"], typer.Option("--checkpoint", help="which checkpoint; best = by the recipe's score")]
+Which = Annotated[
+    Literal["last", "best"], typer.Option("--checkpoint", help="which checkpoint; best = by the recipe's score")
+]
 
 
 def _train_help(context: typer.Context, asked: bool) -> None:
@@ -42,9 +44,13 @@ def prepare(
     destination: Annotated[str, typer.Argument(help="where the shards go, any fsspec URI")],
     split: Annotated[str | None, typer.Option(help="part of the source, for example train")] = None,
     classes: Annotated[str | None, typer.Option(help="class table; default: the layout's")] = None,
-    id_map: Annotated[str | None, typer.Option(help="map from the files' ids to train ids, for example cityscapes_ids")] = None,
+    id_map: Annotated[
+        str | None, typer.Option(help="map from the files' ids to train ids, for example cityscapes_ids")
+    ] = None,
     include: Annotated[list[str] | None, typer.Option(help="glob on keys; may be given several times")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="glob on keys to leave out; may be given several times")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="glob on keys to leave out; may be given several times")
+    ] = None,
     labels: Annotated[bool, typer.Option(help="write labels, or make an unlabelled target set")] = True,
     resize: Annotated[tuple[int, int] | None, typer.Option(help="height and width to store [pixels]")] = None,
     limit: Annotated[int | None, typer.Option(help="only the first samples")] = None,
@@ -57,8 +63,9 @@ def prepare(
     console.print(
         run(
             layout, source, destination, split=split, classes=classes, id_map=id_map, include=include or (),
-            exclude=exclude or (), labels=labels, resize=resize, limit=limit, max_bad_share=max_bad_share, workers=workers,
-        )
+            exclude=exclude or (), labels=labels, resize=resize, limit=limit, max_bad_share=max_bad_share,
+            workers=workers,
+        ).render()
     )  # fmt: skip
 
 
@@ -77,7 +84,8 @@ def inspect(
 @app.command(add_help_option=False)
 def train(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[RECIPE.yaml] [FIELD=VALUE ...]", help="a recipe and dotted overrides")
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE.yaml] [FIELD=VALUE ...]", help="a recipe and dotted overrides"),
     ] = None,
     help_: Annotated[
         bool, typer.Option("--help", is_eager=True, callback=_train_help, help="show this and every field of a recipe")
@@ -97,13 +105,18 @@ def evaluate(
     run: Run,
     data: Annotated[str | None, typer.Option(help="prepared samples; default: the run's evaluation set")] = None,
     checkpoint: Which = "last",
-    ensemble: Annotated[list[str] | None, typer.Option(help="another run whose logits are averaged in; repeatable")] = None,
+    ensemble: Annotated[
+        list[str] | None, typer.Option(help="another run whose logits are averaged in; repeatable")
+    ] = None,
+    calibrate: Annotated[
+        int, typer.Option(help="set batch-norm statistics from so many target images first (AdaBN)")
+    ] = 0,
 ) -> None:
     """Score a run: mIoU over the whole set at label size, class by class."""
     from distuda.engine.scoring import score_run
     from distuda.report.tables import scores
 
-    console.print(scores(score_run(run, data=data, which=checkpoint, ensemble=ensemble or ())))
+    console.print(scores(score_run(run, data=data, which=checkpoint, ensemble=ensemble or (), calibrate=calibrate)))
 
 
 @app.command()
@@ -135,15 +148,21 @@ def export(
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="ONNX file written by `distuda export`")],
-    inputs: Annotated[list[str], typer.Argument(help="images, folders, globs, a video, URIs; then the output folder last")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="images, folders, globs, a video, URIs; then the output folder last")
+    ],
     overlay: Annotated[bool, typer.Option(help="also write images with the classes laid over")] = True,
-    provider: Annotated[Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option(help="where onnxruntime computes")] = "auto",
+    provider: Annotated[
+        Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option(help="where onnxruntime computes")
+    ] = "auto",
 ) -> None:
     """Run an exported model on images: class maps and overlays. Needs onnxruntime only."""
     from export.runtime import Predictor, predict_files
 
     if len(inputs) < 2:
-        raise UserError("predict needs at least one input and, last, the output folder: distuda predict model.onnx frames/ out/")
+        raise UserError(
+            "predict needs at least one input and, last, the output folder: distuda predict model.onnx frames/ out/"
+        )
     *sources, folder = inputs
     summary = predict_files(Predictor(model, provider=provider), sources, folder, overlay=overlay)
     console.print(summary)
@@ -179,5 +198,7 @@ def main() -> None:
         trace = Path(tempfile.mkstemp(prefix="distuda-", suffix=".txt")[1])
         trace.write_text(traceback.format_exc())
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        Console(stderr=True).print(f"[bold red]failed:[/] {escape(reason)} (trace in {trace})", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(
+            f"[bold red]failed:[/] {escape(reason)} (trace in {trace})", soft_wrap=True, highlight=False
+        )
         sys.exit(1)

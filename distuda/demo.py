@@ -36,7 +36,9 @@ def run_demo(out: str) -> RenderableType:
     adapted = load_recipe(recipe_path, [f"out={out}/adapted", "resume=true"])
     seconds: dict[str, float] = {}
     with _timed(say, seconds, "render streets", "day with labels, dusk without; kept for the next time"):
-        evaluation = [open_dataset(str(uri)) for uri in (baseline.source.uri, baseline.target.uri, baseline.evaluation.uri)][-1]
+        evaluation = [
+            open_dataset(str(uri)) for uri in (baseline.source.uri, baseline.target.uri, baseline.evaluation.uri)
+        ][-1]
     with _timed(say, seconds, "train source-only", "labels of the day only"):
         train(baseline)
     with _timed(say, seconds, "train adapted", "the default method: also looks at dusk, without labels"):

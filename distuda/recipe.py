@@ -7,17 +7,21 @@ one `UserError` that gives the field's path, what was given, what is allowed and
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from yaml import YAMLError
 
 from distuda import storage
 from distuda.data.augment import GeometryConfig, PhotometryConfig
 from distuda.errors import UserError, nearest
 from distuda.methods import METHODS, MethodConfig
+
+DEFAULT_METHOD = "self_training"
 
 Size = tuple[PositiveInt, PositiveInt]
 
@@ -39,7 +43,9 @@ class Domain(Section):
 class Source(Domain):
     """The labelled domain."""
 
-    uri: str = Field("streets://day", description="labelled prepared shards: a folder, an fsspec URI, or streets://STYLE")
+    uri: str = Field(
+        "streets://day", description="labelled prepared shards: a folder, an fsspec URI, or streets://STYLE"
+    )
     rare_class_temperature: float | None = Field(
         None, gt=0, description="rare-class sampling; lower favours rare classes more, none = off (DAFormer: 0.01)"
     )
@@ -51,17 +57,24 @@ class Source(Domain):
 class Target(Domain):
     """The domain the model must work in; its labels, if any, are not used for training."""
 
-    uri: str = Field("streets://dusk", description="unlabelled prepared shards: a folder, an fsspec URI, or streets://STYLE")
+    uri: str = Field(
+        "streets://dusk", description="unlabelled prepared shards: a folder, an fsspec URI, or streets://STYLE"
+    )
 
 
 class Evaluation(Section):
     """How a run is scored while it trains."""
 
     uri: str | None = Field(
-        "streets://dusk/val", description="labelled target samples, for scoring only; none = label-free scores on the target"
+        "streets://dusk/val",
+        description="labelled target samples, for scoring only; none = label-free scores on the target",
     )
-    size: Size | None = Field(None, description="size images are fed at, none = native; scores are at label size [pixels]")
-    every_steps: int = Field(500, ge=1, description="steps between evaluations; the last step is always evaluated [steps]")
+    size: Size | None = Field(
+        None, description="size images are fed at, none = native; scores are at label size [pixels]"
+    )
+    every_steps: int = Field(
+        500, ge=1, description="steps between evaluations; the last step is always evaluated [steps]"
+    )
     limit: int | None = Field(None, ge=1, description="evaluate only the first images, none = all [images]")
 
 
@@ -71,7 +84,9 @@ class ModelConfig(Section):
     name: Literal["lite", "deeplabv2_resnet101", "deeplabv2_resnet50", "deeplabv2_resnet18"] = Field(
         "lite", description="architecture"
     )
-    weights: str = Field("imagenet", description="starting weights: imagenet, none, or the path of a published state dict")
+    weights: str = Field(
+        "imagenet", description="starting weights: imagenet, none, or the path of a published state dict"
+    )
     multi_level: bool = Field(True, description="auxiliary head on layer3 (DeepLab only; ADVENT's multi-level variant)")
     batch_norm: Literal["train", "frozen"] = Field(
         "train", description="normalise training batches by their own statistics, or by the starting weights' (frozen)"
@@ -81,7 +96,9 @@ class ModelConfig(Section):
 class Augment(GeometryConfig):
     """Training crops and the strong view."""
 
-    photometry: PhotometryConfig = Field(default_factory=PhotometryConfig, description="colour jitter and blur of strong views")
+    photometry: PhotometryConfig = Field(
+        default_factory=lambda: PhotometryConfig(), description="colour jitter and blur of strong views"
+    )
     photometry_labelled: bool = Field(True, description="labelled images are seen through the same jitter and blur")
 
 
@@ -91,14 +108,18 @@ class OptimizerConfig(Section):
     name: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
     lr: float = Field(2e-4, gt=0, description="learning rate of the encoder")
     head_lr_factor: float = Field(10.0, gt=0, description="the heads learn at lr times this")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw, L2 for sgd; none on norms and biases with adamw")
+    weight_decay: float = Field(
+        0.01, ge=0, description="decoupled for adamw, L2 for sgd; none on norms and biases with adamw"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     betas: tuple[float, float] = Field((0.9, 0.999), description="of adamw")
     schedule: Literal["poly", "constant"] = Field("poly", description="how all learning rates decay")
     poly_power: float = Field(0.9, gt=0, description="lr * (1 - step / decay_steps) ** this")
     decay_steps: int | None = Field(None, ge=1, description="step at which poly reaches 0, none = steps [steps]")
     warmup_steps: int = Field(0, ge=0, description="linear rise of the student's learning rate from near 0 [steps]")
-    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm of all parameters together, none = off")
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest gradient norm of all parameters together, none = off"
+    )
 
 
 class CheckpointConfig(Section):
@@ -107,16 +128,16 @@ class CheckpointConfig(Section):
     every_steps: int = Field(500, ge=1, description="steps between checkpoints; the last step always has one [steps]")
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
     best_by: Literal["information_maximisation", "entropy", "target_miou"] = Field(
-        "information_maximisation", description="score that chooses `best`; target_miou looks at target labels and is named so"
+        "information_maximisation",
+        description="chooses `best` among checkpoints of evaluated steps; target_miou looks at target labels",
     )
 
 
-_MethodUnion = Union[  # noqa: UP007 - built from the visible dict, so a new method needs no edit here
-    tuple(
-        create_model(f"{method.__name__}Config", __base__=method.Config, name=(Literal[name], name))  # type: ignore[valid-type]
-        for name, method in METHODS.items()
-    )
-]
+if TYPE_CHECKING:
+    AnyMethod = MethodConfig
+else:  # built from the visible dict, so a new method needs no edit here
+    _CONFIGS = reduce(or_, (method.Config for method in METHODS.values()))
+    AnyMethod = Annotated[_CONFIGS, Field(discriminator="name")]
 
 
 class Recipe(Section):
@@ -130,33 +151,22 @@ class Recipe(Section):
     batch_size: int = Field(4, ge=1, description="samples a domain, worker and step [images]")
     accumulate: int = Field(1, ge=1, description="micro-batches a step; divides batch_size")
     workers: int = Field(0, ge=0, description="Ray Train workers; 0 = train in this process without Ray")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where a worker computes; auto = CUDA if there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where a worker computes; auto = CUDA if there is one"
+    )
     precision: Literal["fp32", "bf16"] = Field("bf16", description="of the networks' arithmetic; weights stay float32")
     channels_last: bool = Field(True, description="memory layout of images and weights; faster on most hardware")
     compile: bool = Field(False, description="torch.compile the method; pays off on long GPU runs")
-    source: Source = Field(default_factory=Source, description="the labelled domain")
-    target: Target = Field(default_factory=Target, description="the unlabelled domain")
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="scoring during training")
-    model: ModelConfig = Field(default_factory=ModelConfig, description="the network")
-    method: Annotated[_MethodUnion, Field(discriminator="name")] = Field(
-        default_factory=lambda: parse_method({"name": "self_training"}), description="what is minimised"
-    )
-    augment: Augment = Field(default_factory=Augment, description="training crops and views")
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="updates and schedule")
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="what is kept")
+    source: Source = Field(default_factory=lambda: Source(), description="the labelled domain")
+    target: Target = Field(default_factory=lambda: Target(), description="the unlabelled domain")
+    evaluation: Evaluation = Field(default_factory=lambda: Evaluation(), description="scoring during training")
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig(), description="the network")
+    method: AnyMethod = Field(default_factory=lambda: METHODS[DEFAULT_METHOD].Config(), description="what is minimised")
+    augment: Augment = Field(default_factory=lambda: Augment(), description="training crops and views")
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(), description="updates and schedule")
+    checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig(), description="what is kept")
     log_every_steps: int = Field(20, ge=1, description="steps between lines of metrics.jsonl [steps]")
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
-
-    @property
-    def method_class(self) -> Any:
-        """The class that implements ``method``."""
-        return METHODS[self.method.name]  # type: ignore[attr-defined]
-
-
-def parse_method(values: dict[str, Any]) -> MethodConfig:
-    """A method's typed configuration from its fields; ``name`` chooses it."""
-    holder = create_model("Holder", method=(Annotated[_MethodUnion, Field(discriminator="name")], ...))
-    return holder(method=values).method  # type: ignore[attr-defined, no-any-return]
 
 
 def load_recipe(path: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -195,7 +205,7 @@ def parse_recipe(values: Any) -> Recipe:
     if isinstance(values, dict):
         values = _with_nones(values, Recipe)
     if isinstance(values, dict) and isinstance(values.get("method"), dict):
-        values = {**values, "method": {"name": "self_training", **values["method"]}}
+        values = {**values, "method": {"name": DEFAULT_METHOD, **values["method"]}}
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -248,7 +258,7 @@ def _section_of(section: type[BaseModel], name: str, values: Any = None) -> Any:
     """The model class behind a field, or None for a plain value."""
     if section is Recipe and name == "method":
         given = values.get("method") if isinstance(values, dict) else None
-        method = METHODS.get(given.get("name", "self_training")) if isinstance(given, dict) else None
+        method = METHODS.get(given.get("name", DEFAULT_METHOD)) if isinstance(given, dict) else None
         return method.Config if method else None
     field = section.model_fields.get(name)
     annotation = field.annotation if field else None
@@ -269,14 +279,15 @@ def fields() -> Iterator[tuple[str, str, str, str]]:
     """Every field as (path, type, default, description with unit), for `distuda train --help`."""
     yield from _walk(Recipe, "")
     for name, method in METHODS.items():
-        yield from _walk(method.Config, f"method[{name}].")
+        rows = _walk(method.Config, f"method[{name}].")
+        yield from (row for row in rows if not row[0].endswith("].name"))
 
 
 def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     for name, field in section.model_fields.items():
         inner = field.annotation
         if section is Recipe and name == "method":
-            yield "method.name", " | ".join(METHODS), "self_training", field.description or ""
+            yield "method.name", " | ".join(METHODS), DEFAULT_METHOD, field.description or ""
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from _walk(inner, f"{prefix}{name}.")
         else:

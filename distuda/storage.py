@@ -15,7 +15,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(os.path.expanduser(uri))
     except (ValueError, ImportError) as error:
-        raise UserError(f"cannot open {uri!r}: {error}. Use a local path or a URI whose fsspec package is installed.") from error
+        raise UserError(
+            f"cannot open {uri!r}: {error}. Use a local path or a URI whose fsspec package is installed."
+        ) from error
 
 
 def is_local(uri: str) -> bool:

@@ -8,9 +8,9 @@
 Everything between lies in the graph: division by 255, the resize to the evaluation size, normalisation, the network,
 the resize of the logits back to input size, softmax and arg-max.
 
-Both resizes are those of training and `distuda evaluate`, so the file scores what the run's report says: the image as in
-`distuda.data.decode.resize_image` (area average when both sides shrink, else bilinear; only the rounding to whole grey
-levels is left out), the logits bilinearly by the network's own rule (``Segmenter.align_corners``).
+Both resizes are those of training and `distuda evaluate`, so the file scores what the run's report says: the image as
+in `distuda.data.decode.resize_image` (area average when both sides shrink, else bilinear), the logits bilinearly by the
+network's own rule (``Segmenter.align_corners``).
 
 Shape legend: B images, C classes, H and W pixels; NHWC is what the file calls its input.
 """
@@ -53,10 +53,10 @@ class Deployed(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 (B, H, W, 3) to class map uint8 (B, H, W), confidence (B, H, W) and logits (B, C, H, W), float32."""
-        x_BCHW = image.permute(0, 3, 1, 2).float() / 255
+        x_BCHW = image.permute(0, 3, 1, 2).float()
         if self.size is not None:
             x_BCHW = resize_as_trained(x_BCHW, self.size)
-        logits_BCHW = self.model(x_BCHW).main
+        logits_BCHW = self.model(x_BCHW / 255).main
         if self.size is not None:
             logits_BCHW = F.interpolate(
                 logits_BCHW, size=image.shape[1:3], mode="bilinear", align_corners=self.model.align_corners
@@ -70,11 +70,12 @@ class Deployed(nn.Module):
 def resize_as_trained(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Area average when both sides shrink, else bilinear: `distuda.data.decode.resize_image` as two matrix products.
 
-    Written so that one graph serves every input size: which rule holds is decided inside it.
+    Grey levels in and out, 0..255, rounded to whole ones: networks notice the fractions (4 % of pixels changed class on
+    dark CamVid images). One graph serves every input size, so which rule holds is decided inside it.
     """
     rows, columns = (torch.arange(side, device=x_BCHW.device).float() for side in x_BCHW.shape[-2:])
     shrinks = (rows[-1] >= size[0]) & (columns[-1] >= size[1])
-    return _weights(rows, size[0], shrinks) @ x_BCHW @ _weights(columns, size[1], shrinks).T
+    return (_weights(rows, size[0], shrinks) @ x_BCHW @ _weights(columns, size[1], shrinks).T).round()
 
 
 def _weights(inputs: Tensor, num_outputs: int, shrinks: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from distuda import storage
 from distuda.data.dataset import open_dataset
-from distuda.data.decode import resize_image, resize_label
+from distuda.data.decode import resize_image
 from distuda.data.reader import iterate_once
 from distuda.engine.evaluate import logits_at
 from distuda.engine.run import Run, open_run
@@ -107,7 +107,8 @@ class Report:
         provider: what ran the file.
         load_s: seconds to load the file, first tiny image included.
         rows: one a kind of size.
-        miou_torch, miou_onnx: over the classes that the labels show, in [0, 1]; None without labels.
+        miou_torch, miou_onnx: of the images at their own size, over the classes that the labels show, in [0, 1]; None
+            without labels.
         miou_evaluated: torch with images resized as training and evaluation do; None without labels or size.
         agreement_evaluated: share of pixels where that gives the file's class; None without a size.
     """
@@ -219,19 +220,19 @@ def verify(onnx: str | bytes, model: Segmenter, images: Images, labels: Labels |
 
 
 def _cases(images: Images, labels: Labels) -> Iterator[Case]:
-    """Each image as it is; the first ones also resized to odd sides, and cropped to odd sides beside their mirror."""
+    """Each image as it is; the first ones also resized to odd sides, and cropped to odd sides beside their mirror.
+
+    Labels come with the images as they are alone, so that mIoU is that of evaluation.
+    """
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         yield Case("native", image[None], None if label is None else label[None])
         if number >= _VARIED:
             continue
         height, width = (max(_SMALLEST, side * 3 // 4 | 1) for side in image.shape[:2])
-        resized = None if label is None else resize_label(label, (height, width))[None]
-        yield Case("three quarters, odd", resize_image(image, (height, width))[None], resized)
+        yield Case("three quarters, odd", resize_image(image, (height, width))[None], None)
         height, width = (min(side, max(_SMALLEST, side // 2 | 1)) for side in image.shape[:2])
         crop = image[-height:, -width:]
-        part = None if label is None else label[-height:, -width:]
-        mirrored = None if part is None else np.stack([part, part[:, ::-1]])
-        yield Case("odd crop and mirror", np.stack([crop, crop[:, ::-1]]), mirrored)
+        yield Case("odd crop and mirror", np.stack([crop, crop[:, ::-1]]), None)
 
 
 def _compare(row: Row, case: Case, deployed: Deployed, predictor: Predictor, scores: Sequence[Confusion]) -> None:
@@ -360,7 +361,7 @@ def _origin(run: Run, which: str, licence: str | None) -> dict[str, str]:
         "step": run.step,
         "model": recipe.model.name,
         "starting_weights": _public(recipe.model.weights),
-        "method": recipe.method.name,  # type: ignore[attr-defined]
+        "method": recipe.method.name,
         "source": source,
         "target": target,
         "seed": recipe.seed,

@@ -36,7 +36,9 @@ TINY = [
     "method.name=source_only", "steps=6", "log_every_steps=1",
 ]  # fmt: skip
 
-TABLE = ClassTable("tiny4", ("ground", "wall", "sky", "lamp"), ((90, 60, 30), (150, 20, 20), (60, 120, 200), (250, 230, 90)))
+TABLE = ClassTable(
+    "tiny4", ("ground", "wall", "sky", "lamp"), ((90, 60, 30), (150, 20, 20), (60, 120, 200), (250, 230, 90))
+)
 
 
 def tiny_recipe(*overrides: str) -> Recipe:

@@ -166,7 +166,9 @@ def test_jitter_and_blur_come_as_often_as_asked() -> None:
     jitter = PhotometryConfig(probability=0.8, blur=0)
     changed = (augment.photometry(image, seeds, jitter) - image).abs().amax((1, 2, 3)) > 1e-4
     assert changed.float().mean().item() == pytest.approx(0.8, abs=0.05)
-    blurred = (augment.photometry(image, seeds, OFF.model_copy(update={"blur": 0.5})) - image).abs().amax((1, 2, 3)) > 1e-4
+    blurred = (augment.photometry(image, seeds, OFF.model_copy(update={"blur": 0.5})) - image).abs().amax(
+        (1, 2, 3)
+    ) > 1e-4
     assert 0.35 < blurred.float().mean() < 0.55  # the smallest sigmas leave no trace
 
 

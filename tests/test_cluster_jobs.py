@@ -142,7 +142,7 @@ def test_the_head_answers_only_on_loopback_and_only_with_the_token(head: Head) -
     assert status(f"{head.url}/api/jobs/", None) == 401
     assert status(f"{head.url}/api/jobs/", uuid.uuid4().hex) == 403
     addresses = {
-        connection.laddr.ip
+        connection.laddr.ip.removeprefix("::ffff:")
         for process in (head.process, *head.process.children(recursive=True))
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN

@@ -19,6 +19,7 @@ from distuda.cluster import train as room
 from distuda.cluster.failures import WorkerFailed, root_cause
 from distuda.cluster.train import train
 from distuda.engine.checkpoint import Checkpoints, load_tensors
+from distuda.engine.loop import Session
 from distuda.engine.run import read_rows
 from distuda.errors import RunFailed, UserError
 from distuda.recipe import Recipe
@@ -32,6 +33,7 @@ MEASURED = {"images_per_s", "data_wait_s", "memory_gib"}
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums come out in one order only if workers use as many threads as the tests' own process."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # notice sooner that workers have ended
 
 
 def recipe_for(domains: list[str], out: Path, *words: str) -> Recipe:
@@ -54,7 +56,8 @@ def listening() -> set[str]:
     found = set()
     for process in (me, *me.children(recursive=True)):
         try:
-            found |= {c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+            listeners = [c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            found |= {address.removeprefix("::ffff:") for address in listeners}  # IPv4 as an IPv6 socket shows it
         except psutil.NoSuchProcess:
             continue
     return found
@@ -73,29 +76,27 @@ class Watcher(threading.Thread):
             self.addresses |= listening()
 
 
-def test_one_ray_worker_does_what_this_process_does(domains: list[str], tmp_path: Path, local_ray: None) -> None:
-    here, there = recipe_for(domains, tmp_path / "here"), recipe_for(domains, tmp_path / "there", "workers=1")
-    assert (train(here), train(there)) == (here.out, there.out)
-    assert rows(tmp_path / "here") == rows(tmp_path / "there")
-    for name, tensor in weights(here).items():
-        assert torch.equal(tensor, weights(there)[name]), name
-    assert not (tmp_path / "there" / ".preflight").exists()
-
-
-def test_two_workers_train_together_and_listen_on_loopback_only(
-    domains: list[str], tmp_path: Path, local_ray: None, capfd: pytest.CaptureFixture[str]
+def test_a_run_interrupted_here_goes_on_under_ray_as_if_it_had_never_left(
+    domains: list[str], tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watcher = Watcher()
-    watcher.start()
-    train(recipe_for(domains, tmp_path / "run", "workers=2"))
-    watcher.over.set()
-    watcher.join()
-    assert watcher.addresses == {"127.0.0.1"}
-    evaluation = rows(tmp_path / "run")[-1]
-    assert (evaluation["kind"], evaluation["step"], evaluation["num_images"]) == ("evaluation", 4, 3)
-    assert json.loads((tmp_path / "run" / "environment.json").read_text())["workers"] == 2
-    shown = capfd.readouterr().err
-    assert "step 4/4  mIoU" in shown and "Traceback" not in shown
+    words = ["checkpoint.every_steps=2", "resume=true"]
+    here, moved = recipe_for(domains, tmp_path / "here", *words), recipe_for(domains, tmp_path / "moved", *words)
+    train(here)
+    advance = Session.advance
+
+    def interrupted(self: Session, *batches: Any) -> None:
+        if self.step_number == 3:
+            raise KeyboardInterrupt
+        advance(self, *batches)
+
+    with monkeypatch.context() as change, pytest.raises(KeyboardInterrupt):
+        change.setattr(Session, "advance", interrupted)
+        train(moved)
+    train(moved.model_copy(update={"workers": 1}))
+    assert rows(tmp_path / "here") == rows(tmp_path / "moved")
+    for name, tensor in weights(here).items():
+        assert torch.equal(tensor, weights(moved)[name]), name
+    assert not (tmp_path / "moved" / ".preflight").exists()
 
 
 def die_once(marker: Path, step: int) -> Any:
@@ -130,37 +131,30 @@ def changed_work(fit: Any) -> Any:
     return work
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
+def test_two_workers_survive_the_loss_of_one_and_listen_on_loopback_only(
     domains: list[str],
     tmp_path: Path,
     local_ray: None,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["workers=1", "checkpoint.every_steps=2"]
-    calm, hit = (
-        recipe_for(domains, tmp_path / "calm", "checkpoint.every_steps=2"),
-        recipe_for(domains, tmp_path / "hit", *words),
-    )
-    train(calm)
-    monkeypatch.setattr(room, "work", changed_work(die_once(tmp_path / "died", step=3)))
-    train(hit)
-    assert (tmp_path / "died").exists()
-    assert "was lost" in (shown := capfd.readouterr().err) and "Going on from step 2." in shown
-    assert rows(tmp_path / "hit") == rows(tmp_path / "calm")
-    for name, tensor in weights(calm).items():
-        assert torch.equal(tensor, weights(hit)[name]), name
-
-
-def test_an_interrupted_run_goes_on_with_other_workers(domains: list[str], tmp_path: Path, local_ray: None) -> None:
     out = tmp_path / "run"
-    train(recipe_for(domains, out, "optimizer.decay_steps=4", "steps=2"))
-    text = (out / "recipe.yaml").read_text()
-    (out / "recipe.yaml").write_text(text.replace("steps: 2\n", "steps: 4\n", 1))
-    with pytest.raises(UserError, match="holds a run already"):
-        train(recipe_for(domains, out, "optimizer.decay_steps=4", "workers=1"))
-    train(recipe_for(domains, out, "optimizer.decay_steps=4", "workers=1", "resume=true"))
-    assert [row["step"] for row in rows(out) if row["kind"] == "train"] == [1, 2, 3, 4]
+    monkeypatch.setattr(room, "work", changed_work(die_once(tmp_path / "died", step=3)))
+    watcher = Watcher()
+    watcher.start()
+    train(recipe_for(domains, out, "workers=2", "checkpoint.every_steps=2"))
+    watcher.over.set()
+    watcher.join()
+    assert watcher.addresses == {"127.0.0.1"}
+    assert (tmp_path / "died").exists()
+    assert [(row["kind"], row["step"]) for row in rows(out)] == [
+        *(("train", i) for i in (1, 2, 3, 4)),
+        ("evaluation", 4),
+    ]
+    assert rows(out)[-1]["num_images"] == 3
+    assert json.loads((out / "environment.json").read_text())["workers"] == 2
+    shown = capfd.readouterr().err
+    assert "Going on from step 2." in shown and "step 4/4  mIoU" in shown and "Traceback" not in shown
 
 
 def test_the_users_mistake_on_a_worker_is_told_once_and_not_tried_again(

@@ -68,23 +68,24 @@ def names_in(folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_an_interrupted_run_equals_an_uninterrupted_one(name: str, domains: list[str], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    fit(settle(tiny_recipe(*SETTINGS[name], *run_words(domains, whole))))
+    if name == "oracle":  # needs a labelled target
+        domains = [*domains, domains[0].replace("source.uri", "target.uri")]
+    words = [*SETTINGS[name], "steps=4", "evaluation.every_steps=2", "checkpoint.every_steps=2", "evaluation.limit=1"]
+    fit(settle(tiny_recipe(*domains, *words, f"out={whole}")))
     with pytest.raises(PowerCut):
-        fit(settle(tiny_recipe(*SETTINGS[name], *run_words(domains, cut))), open_stream=cut_after(4))
-    assert [row["step"] for row in read_rows(str(cut))] == [1, 2, 3, 3, 4]
-    fit(settle(tiny_recipe(*SETTINGS[name], *run_words(domains, cut, "resume=true"))))
+        fit(settle(tiny_recipe(*domains, *words, f"out={cut}")), open_stream=cut_after(3))
+    assert [row["step"] for row in read_rows(str(cut))] == [1, 2, 2, 3]  # step 3 is lost and will be run again
+    fit(settle(tiny_recipe(*domains, *words, f"out={cut}", "resume=true")))
 
-    expected, resumed = tensors_of(whole, 6), tensors_of(cut, 6)
+    expected, resumed = tensors_of(whole, 4), tensors_of(cut, 4)
     assert expected.keys() == resumed.keys()
     different = [key for key, value in expected.items() if not torch.equal(value, resumed[key])]
     assert not different
     assert timeless(whole) == timeless(cut)
-    assert [(row["kind"], row["step"]) for row in timeless(cut) if row["step"] % 3 == 0] == [
-        ("train", 3), ("evaluation", 3), ("train", 6), ("evaluation", 6),
+    assert [(row["kind"], row["step"]) for row in timeless(cut)] == [
+        ("train", 1), ("train", 2), ("evaluation", 2), ("train", 3), ("train", 4), ("evaluation", 4),
     ]  # fmt: skip
-    training = [torch.load(out / "checkpoints/step-00000006/training.pt", weights_only=True) for out in (whole, cut)]
-    assert str(training[0]) == str(training[1])
-    assert any(not torch.equal(value, expected[key]) for key, value in tensors_of(whole, 3).items())
+    assert any(not torch.equal(value, expected[key]) for key, value in tensors_of(whole, 2).items())
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_init_from_starts_at_the_other_runs_weights(finished: Path, domains: lis
 
 
 def test_a_taken_folder_and_a_changed_recipe_are_refused(finished: Path, domains: list[str]) -> None:
-    with pytest.raises(UserError, match="holds a run already.*resume=true"):
+    with pytest.raises(UserError, match=r"holds a run already.*resume=true"):
         settle(tiny_recipe(*run_words(domains, finished, "steps=5")))
     changed = ["steps=5", "resume=true", "optimizer.lr=0.5", "batch_size=1"]
     with pytest.raises(UserError, match=r"batch_size: 2 -> 1; optimizer.lr: 0.0002 -> 0.5"):
@@ -160,6 +161,11 @@ def test_a_taken_folder_and_a_changed_recipe_are_refused(finished: Path, domains
 
 def test_without_a_folder_one_is_chosen() -> None:
     assert settle(tiny_recipe("method=advent")).out.startswith("runs/advent-")
+
+
+def test_an_oracle_without_target_labels_is_refused(domains: list[str]) -> None:
+    with pytest.raises(UserError, match="use_target_labels"):
+        open_data(tiny_recipe(*domains, "method.use_target_labels=true"))
 
 
 def test_an_unlabelled_source_is_refused(domains: list[str]) -> None:
@@ -261,7 +267,11 @@ def brute_force(recipe: Recipe, uri: str, size: tuple[int, int] | None) -> tuple
 @pytest.mark.parametrize("size", [None, (48, 64)])
 def test_evaluate_equals_brute_force_at_label_size(size: tuple[int, int] | None, tmp_path: Path) -> None:
     uri = str(tmp_path / "mixed")  # images of several sizes in one set
-    samples = [sample for seed, shape in ((1, (40, 56)), (2, (48, 40)), (3, (33, 47))) for sample in tiny_samples(1, seed, size=shape)]
+    samples = [
+        sample
+        for seed, shape in ((1, (40, 56)), (2, (48, 40)), (3, (33, 47)))
+        for sample in tiny_samples(1, seed, size=shape)
+    ]
     write_shards(samples, uri, TABLE)
     recipe = tiny_recipe()
     model = tiny_method(recipe).student.train()
@@ -363,7 +373,12 @@ def rates(config: OptimizerConfig, steps: int, name: str = "advent") -> list[lis
     schedules = build_schedules(optimizers, config, steps)
     seen = []
     for _ in range(steps):
-        seen.append([optimizer.param_groups[i]["lr"] for optimizer, i in ((optimizers[0], 0), (optimizers[0], -1), (optimizers[1], 0))])
+        seen.append(
+            [
+                optimizer.param_groups[i]["lr"]
+                for optimizer, i in ((optimizers[0], 0), (optimizers[0], -1), (optimizers[1], 0))
+            ]
+        )
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
@@ -371,7 +386,9 @@ def rates(config: OptimizerConfig, steps: int, name: str = "advent") -> list[lis
 
 
 def test_poly_decay_head_factor_and_warm_up() -> None:
-    encoder, head, judge = (np.array(column) for column in zip(*rates(OptimizerConfig(lr=1.0, warmup_steps=2), 4), strict=True))
+    encoder, head, judge = (
+        np.array(column) for column in zip(*rates(OptimizerConfig(lr=1.0, warmup_steps=2), 4), strict=True)
+    )
     poly = (1 - np.arange(4) / 4) ** 0.9
     np.testing.assert_allclose(encoder, poly * [0.5, 1, 1, 1])
     np.testing.assert_allclose(head, 10 * encoder)

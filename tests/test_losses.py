@@ -84,14 +84,14 @@ def test_entropy_range_takes_the_top_share_of_each_image() -> None:
     def image(*pixels: torch.Tensor) -> torch.Tensor:
         return torch.stack(pixels, dim=1)[:, None]
 
-    logits = torch.stack([image(flat, *[sharp] * 9), image(medium, *[sharp] * 9)])  # 10 pixels an image
+    logits = torch.stack([image(flat, flat, *[sharp] * 8), image(medium, *[sharp] * 9)])  # 10 pixels an image
     of_medium = losses.entropy(medium.view(1, 4, 1, 1)).item()
-    # each image gives its own top pixel, though the second of the batch is in the first image for top 2
+    # each image gives its own top pixel, though both of the batch's top pixels are in the first
     assert losses.entropy(logits, 0.1).item() == pytest.approx((1 + of_medium) / 2)
     assert losses.entropy(logits, 0.1, divide_by_all=True).item() == pytest.approx((1 + of_medium) / 20)
     of_sharp = losses.entropy(sharp.view(1, 4, 1, 1)).item()
-    assert losses.entropy(logits, 0.3).item() == pytest.approx((1 + of_medium + 4 * of_sharp) / 6)
-    assert losses.entropy(logits, 1.0).item() == pytest.approx((1 + of_medium + 18 * of_sharp) / 20)
+    assert losses.entropy(logits, 0.3).item() == pytest.approx((2 + of_medium + 3 * of_sharp) / 6)
+    assert losses.entropy(logits, 1.0).item() == pytest.approx((2 + of_medium + 17 * of_sharp) / 20)
 
 
 def test_entropy_range_sends_gradient_to_the_selected_pixels_only() -> None:

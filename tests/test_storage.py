@@ -28,7 +28,7 @@ def test_write_read_list_remove(folder: str) -> None:
 
 
 def test_missing_file_names_the_uri(folder: str) -> None:
-    with pytest.raises(UserError, match="no file at .*gone"):
+    with pytest.raises(UserError, match=r"no file at .*gone"):
         storage.read_bytes(storage.join(folder, "gone"))
 
 
@@ -44,7 +44,7 @@ def test_unknown_protocol() -> None:
 
 def test_a_path_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot write .*Choose a folder"):
+    with pytest.raises(UserError, match=r"cannot write .*Choose a folder"):
         storage.write_bytes(str(tmp_path / "file" / "x"), b"content")
 
 

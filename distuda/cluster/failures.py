@@ -81,7 +81,8 @@ def root_cause(error: "TrainingFailedError") -> WorkerFailed | UserError:
     if told_failures:
         rank, failure = told_failures[0]
         return WorkerFailed(f"worker {rank} failed with {failure.sentence}", trace, True)
-    return WorkerFailed(f"Ray could not run the workers: {str(error).strip().splitlines()[-1]}", trace, True)
+    # what Ray's controller can wait out or start again it has; what it hands on will not pass
+    return WorkerFailed(f"Ray could not run the workers: {str(error).strip().splitlines()[-1]}", trace, False)
 
 
 def failed(sentence: str, trace: str, out: str) -> RunFailed:

@@ -42,5 +42,5 @@ class _LoopbackBackend(_TorchBackend):
             return
         backend = "nccl" if worker_group.get_resources_per_worker().get("GPU") else "gloo"
         port = worker_group.execute_single(0, listen_on_loopback)
-        meeting = {"world": world, "port": port, "backend": backend}
-        ray.get([worker_group.execute_single_async(r, join_on_loopback, rank=r, **meeting) for r in range(world)])
+        meeting = (world, port, backend)
+        ray.get([worker_group.execute_single_async(r, join_on_loopback, r, *meeting) for r in range(world)])

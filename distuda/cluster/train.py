@@ -13,6 +13,7 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ from distuda import storage
 from distuda.cluster.failures import failed, root_cause, sentence_of, told
 from distuda.cluster.local import num_cores, start_ray
 from distuda.cluster.watch import Watch
+from distuda.data.batch import Batch
+from distuda.data.dataset import Dataset
+from distuda.data.order import Order
 from distuda.engine.checkpoint import Checkpoints
 from distuda.engine.distributed import settle_together, worker_from_environment
 from distuda.engine.loop import Worker, choose_device, fit, open_data, settle
@@ -121,8 +125,6 @@ def work(config: dict[str, Any]) -> None:
     """What each Ray Train worker does: find its place, check the storage, `fit`."""
     from ray.train import get_context
 
-    from distuda.data.stream import stream_batches
-
     recipe: Recipe = config["recipe"]
     context = get_context()
     with told():
@@ -133,7 +135,15 @@ def work(config: dict[str, Any]) -> None:
         torch.set_num_threads(int(config["threads"] or max(1, num_cores() // context.get_local_world_size())))
         worker = Worker(rank, world, _device(recipe, context.get_local_rank()))
         _check_shared(recipe, worker, config["token"])
-        fit(recipe, worker, open_stream=stream_batches)
+        fit(recipe, worker, open_stream=_open_stream)
+
+
+def _open_stream(dataset: Dataset, order: Order, **options: Any) -> Iterator[Batch]:
+    """`stream_batches`, with paths made absolute: Ray's reading tasks do not live where the user is."""
+    from distuda.data.stream import stream_batches
+
+    uri = storage.filesystem(dataset.uri)[1] if storage.is_local(dataset.uri) else dataset.uri
+    return stream_batches(replace(dataset, uri=uri), order, **options)
 
 
 def _device(recipe: Recipe, local_rank: int) -> torch.device:
@@ -142,7 +152,7 @@ def _device(recipe: Recipe, local_rank: int) -> torch.device:
         return device
     import ray.train.torch
 
-    return ray.train.torch.get_device()  # type: ignore[no-any-return]
+    return ray.train.torch.get_device()
 
 
 def scaling_for(recipe: Recipe) -> "ScalingConfig":
@@ -233,10 +243,11 @@ def _interruptible() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except RayActorError as error:  # Ray Train answers Ctrl-C by letting its controller leave
-        if "exit_actor" in str(error):
-            raise KeyboardInterrupt from error
-        raise RunFailed(f"Ray's controller was lost ({str(error).splitlines()[0]}). Go on with resume=true.") from error
+    except SystemExit as error:  # what Ray Train's handler raises once the workers are stopped
+        raise KeyboardInterrupt from error
+    except RayActorError as error:
+        sentence = f"Ray's controller was lost ({str(error).splitlines()[0]})"
+        raise RunFailed(f"{sentence}. Go on with resume=true.") from error
     finally:
         if on_main_thread:
             signal.signal(signal.SIGINT, handler)

@@ -20,8 +20,8 @@ class Watch:
 
     def __init__(self, recipe: Recipe, done: int) -> None:
         assert recipe.out is not None
-        self.out = recipe.out
-        self.console = Console(recipe.method.name, recipe.steps, done)  # type: ignore[attr-defined]
+        self.out, self.recipe, self.done = recipe.out, recipe, done
+        self.console: Console | None = None  # comes once the workers are up, so that its ETA does not count their start
         self._seen = {_identity(row) for row in read_rows(self.out)} if done else set()
         self._pause_s = 1.0 if storage.is_local(self.out) else 5.0
         self._over = threading.Event()
@@ -34,11 +34,12 @@ class Watch:
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
-        self.console.close()
+        if self.console:
+            self.console.close()
 
     def say(self, line: str) -> None:
         """A line of text, above the bar where there is one."""
-        if self.console.live:
+        if self.console and self.console.live:
             self.console.bar.console.print(line, markup=False)
         else:
             print(line, file=sys.stderr, flush=True)
@@ -48,16 +49,19 @@ class Watch:
         while not over:
             over = self._over.wait(self._pause_s)
             try:
-                rows = read_rows(self.out)
+                alive = self.console is not None or storage.exists(storage.join(self.out, "recipe.yaml"))
+                rows = read_rows(self.out) if alive else []
             except Exception:  # storage that stumbles is the workers' business; here it only costs one look
                 continue
-            self._show(row for row in rows if _identity(row) not in self._seen)
+            if alive:
+                self.console = self.console or Console(self.recipe.method.name, self.recipe.steps, self.done)
+                self._show(self.console, [row for row in rows if _identity(row) not in self._seen])
 
-    def _show(self, rows: Any) -> None:
+    def _show(self, console: Console, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             self._seen.add(_identity(row))
-            self.console.step(row["step"])
-            (self.console.train if row["kind"] == "train" else self.console.evaluation)(row)
+            console.step(row["step"])
+            (console.train if row["kind"] == "train" else console.evaluation)(row)
 
 
 def _identity(row: dict[str, Any]) -> tuple[str, int]:

@@ -55,13 +55,16 @@ def read_batches(
         yield from decode_batches(rows, batch_size, size, region, prefetch)
 
 
-def iterate_once(dataset: Dataset, *, rank: int = 0, world: int = 1, size: Size | None = None) -> Iterator[Batch]:
-    """Every sample once, one a batch, in stored order, for evaluation.
+def iterate_once(
+    dataset: Dataset, *, rank: int = 0, world: int = 1, size: Size | None = None, limit: int | None = None
+) -> Iterator[Batch]:
+    """Every sample once, or the first ``limit``, one a batch, in stored order, for evaluation.
 
     Each sample comes on exactly one rank and none is repeated to fill up, so counts summed over ranks are those of one
     process. Images are resized to ``size``; labels (None without) keep their native size.
     """
-    low, high = (r * len(dataset) // world for r in (rank, rank + 1))
+    count = min(len(dataset), limit or len(dataset))
+    low, high = (r * count // world for r in (rank, rank + 1))
     with threads(1) as reading, threads(DECODE_THREADS) as decoding:
         windows = ahead(reading, lambda window: window_rows(dataset, window, True), _stored(dataset, low, high), 1)
         rows = (row for window in windows for row in window)

@@ -46,7 +46,9 @@ class Checkpoints:
         An error of the previous write is raised here; two writes never overlap.
         """
         self.wait()
-        weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in method.state_dict().items()}
+        weights = {
+            name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in method.state_dict().items()
+        }
         buffer = io.BytesIO()
         torch.save(step.state_dict(), buffer)
         self._pending = self._writer.submit(self._write, weights, buffer.getvalue(), meta)

@@ -13,8 +13,9 @@ def update_ema(average: nn.Module, network: nn.Module, decay: Tensor | float) ->
     Args:
         decay: scalar in [0, 1); a device tensor avoids a host synchronisation.
     """
-    averaged = list(average.parameters())
+    averaged: list[Tensor] = list(average.parameters())
     # not _foreach_lerp_: given a tensor as weight it reads the value on the host
-    moved = torch._foreach_sub([p.detach() for p in network.parameters()], averaged)
+    fresh: list[Tensor] = [p.detach() for p in network.parameters()]
+    moved = list(torch._foreach_sub(fresh, averaged))
     torch._foreach_mul_(moved, 1 - decay)
     torch._foreach_add_(averaged, moved)

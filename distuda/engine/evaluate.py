@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distuda.data.batch import Batch
 from distuda.data.labels import ClassTable
+from distuda.losses import world_size
 from distuda.metrics.confusion import Confusion
 from distuda.metrics.label_free import LabelFree
 from distuda.models.segmenter import Segmenter
@@ -23,9 +24,7 @@ def logits_at(model: Segmenter, image_BCHW: Tensor, size: tuple[int, int]) -> Te
 
 
 @torch.no_grad()
-def evaluate(
-    model: Segmenter, samples: Iterable[Batch], table: ClassTable, *, bf16: bool = False
-) -> dict[str, Any]:
+def evaluate(model: Segmenter, samples: Iterable[Batch], table: ClassTable, *, bf16: bool = False) -> dict[str, Any]:
     """Score a network on samples of batch size 1; sums over ranks, so every rank returns the same.
 
     Args:
@@ -46,20 +45,30 @@ def evaluate(
     model.eval()
     for batch in (sample.to(device) for sample in samples):
         label = batch.label_BHW
-        size = tuple(batch.image_BCHW.shape[-2:] if label is None else label.shape[-2:])
+        height, width = (batch.image_BCHW if label is None else label).shape[-2:]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = logits_at(model, batch.image_BCHW, size)
+            logits = logits_at(model, batch.image_BCHW, (height, width))
         label_free.update(logits)
         if label is not None:
             confusion.update(logits.argmax(dim=1), label)
-            sizes.add(size)
+            sizes.add((height, width))
     model.train(was_training)
     confusion.all_reduce()
     label_free.all_reduce()
-    return _row(confusion, label_free, table, sorted(sizes))
+    return _row(confusion, label_free, table, sorted(_over_ranks(sizes)))
 
 
-def _row(confusion: Confusion, label_free: LabelFree, table: ClassTable, sizes: list[tuple[int, int]]) -> dict[str, Any]:
+def _over_ranks(sizes: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    if world_size() == 1:
+        return sizes
+    parts: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(parts, sizes)
+    return set().union(*parts)
+
+
+def _row(
+    confusion: Confusion, label_free: LabelFree, table: ClassTable, sizes: list[tuple[int, int]]
+) -> dict[str, Any]:
     row: dict[str, Any] = {"num_images": int(label_free.sums[-1]), **label_free.scores()}
     num_pixels = int(confusion.counts_CC.sum())
     if num_pixels:

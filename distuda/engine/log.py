@@ -68,7 +68,12 @@ class Console:
 
     def __init__(self, title: str, total: int, done: int) -> None:
         self.live = sys.stderr.isatty()
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}")]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+        ]
         self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not self.live)
         self.task = self.bar.add_task(title, total=total, completed=done, facts="")
         self.title, self.total = title, total

@@ -5,9 +5,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from distuda.engine.run import build_method, environment
 from distuda.engine.step import Step, sync_buffers
 from distuda.errors import UserError
 from distuda.methods.method import Method
-from distuda.recipe import Domain, Recipe, changes, to_yaml
+from distuda.recipe import Domain, Recipe, Source, changes, to_yaml
 
 OpenStream = Callable[..., Iterator[Batch]]
 
@@ -38,7 +37,7 @@ class Worker:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def leads(self) -> bool:
@@ -58,7 +57,9 @@ class Data:
 def choose_device(recipe: Recipe, local_rank: int = 0) -> torch.device:
     """The recipe's device; `auto` takes CUDA where there is one."""
     if recipe.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device='cuda', but torch sees no CUDA device here. Use device=auto, or install a CUDA build of torch.")
+        raise UserError(
+            "device='cuda', but torch sees no CUDA device here. Use device=auto, or install a CUDA build of torch."
+        )
     use_cuda = recipe.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
 
@@ -72,7 +73,14 @@ def open_data(recipe: Recipe) -> Data:
     source, target = open_dataset(recipe.source.uri), open_dataset(recipe.target.uri)
     evaluation = open_dataset(recipe.evaluation.uri) if recipe.evaluation.uri else target
     if not source.labelled:
-        raise UserError(f"source.uri={recipe.source.uri!r} has no labels. The source must be labelled; prepare it with labels.")
+        raise UserError(
+            f"source.uri={recipe.source.uri!r} has no labels. The source must be labelled; prepare it with labels."
+        )
+    if recipe.method.needs_target_labels and not target.labelled:
+        raise UserError(
+            f"method.use_target_labels=true, but target.uri={recipe.target.uri!r} has no labels. Prepare it with "
+            "labels, or set it false."
+        )
     for name, data in (("target", target), ("evaluation", evaluation)):
         if data.table.classes != source.table.classes:
             raise UserError(
@@ -80,9 +88,13 @@ def open_data(recipe: Recipe) -> Data:
                 f"{data.table.name!r} {list(data.table.classes)}. Prepare both with the same --classes."
             )
     if recipe.checkpoint.best_by == "target_miou" and not (recipe.evaluation.uri and evaluation.labelled):
-        raise UserError("checkpoint.best_by='target_miou' needs labelled samples in evaluation.uri. Set it, or choose a label-free score.")
+        raise UserError(
+            "checkpoint.best_by='target_miou' needs labelled evaluation.uri. Set it, or choose another score."
+        )
     if recipe.batch_size % recipe.accumulate:
-        raise UserError(f"accumulate={recipe.accumulate} does not divide batch_size={recipe.batch_size}. Choose a divisor.")
+        raise UserError(
+            f"accumulate={recipe.accumulate} does not divide batch_size={recipe.batch_size}. Choose a divisor."
+        )
     return Data(source, target, evaluation)
 
 
@@ -93,14 +105,16 @@ def settle(recipe: Recipe) -> Recipe:
         UserError: the folder is taken and ``resume`` is off, or the run there had a different recipe.
     """
     if recipe.out is None:
-        out = f"runs/{recipe.method.name}-{datetime.now():%Y%m%d-%H%M%S}"  # type: ignore[attr-defined]
+        out = f"runs/{recipe.method.name}-{datetime.now():%Y%m%d-%H%M%S}"
         recipe = recipe.model_copy(update={"out": out})
     assert recipe.out is not None
     existing = storage.join(recipe.out, "recipe.yaml")
     if not storage.exists(existing):
         return recipe
     if not recipe.resume:
-        raise UserError(f"out={recipe.out!r} holds a run already. Add resume=true to go on with it, or choose another folder.")
+        raise UserError(
+            f"out={recipe.out!r} holds a run already. Add resume=true to go on with it, or choose another folder."
+        )
     if different := changes(storage.read_bytes(existing).decode(), recipe):
         raise UserError(
             f"cannot resume {recipe.out!r} with a different recipe: {'; '.join(different)}. "
@@ -171,7 +185,7 @@ class Session:
             self._describe_run()
             self.log_file = MetricsLog(self.out, self.first_step)
             self.tensorboard = TensorBoard(self.out) if self.recipe.tensorboard else None
-            title = f"{self.recipe.method.name}"  # type: ignore[attr-defined]
+            title = f"{self.recipe.method.name}"
             self.console = Console(title, self.recipe.steps, self.first_step)
             self._closing.callback(self.log_file.flush)
             self._closing.callback(self.console.close)
@@ -195,14 +209,13 @@ class Session:
         domain: Domain = getattr(self.recipe, name)
         dataset: Dataset = getattr(self.data, name)
         weights = None
-        if name == "source" and self.recipe.source.rare_class_temperature is not None:
-            source = self.recipe.source
-            weights = dataset.rare_class_weights(source.rare_class_temperature, source.rare_class_min_pixels)
+        if isinstance(domain, Source) and domain.rare_class_temperature is not None:
+            weights = dataset.rare_class_weights(domain.rare_class_temperature, domain.rare_class_min_pixels)
         self.orders[name] = Order(
             dataset.rows_per_group, seed=self.recipe.seed, domain=name, rank=self.worker.rank, world=self.worker.world,
             window=domain.window, history=self.histories[name], weights=weights,
         )  # fmt: skip
-        wants_labels = name == "source" or bool(getattr(self.recipe.method, "use_target_labels", False))
+        wants_labels = name == "source" or self.recipe.method.needs_target_labels
         stream = open_stream(
             dataset, self.orders[name], batch_size=self.recipe.batch_size, size=domain.size,
             region=region_size(self.recipe.augment), labels=wants_labels,
@@ -262,10 +275,13 @@ class Session:
         """Score the predictor on the evaluation set, all ranks together."""
         self.settle_statistics()
         recipe, worker = self.recipe, self.worker
-        samples = iterate_once(self.data.evaluation, rank=worker.rank, world=worker.world, size=recipe.evaluation.size)
-        if recipe.evaluation.limit:
-            share = [(r * recipe.evaluation.limit) // worker.world for r in (worker.rank, worker.rank + 1)]
-            samples = islice(samples, share[1] - share[0])
+        samples = iterate_once(
+            self.data.evaluation,
+            rank=worker.rank,
+            world=worker.world,
+            size=recipe.evaluation.size,
+            limit=recipe.evaluation.limit,
+        )
         if not recipe.evaluation.uri:  # the target's own labels, if it has any, are not looked at
             samples = (Batch(batch.image_BCHW, None, batch.seed_B, batch.keys) for batch in samples)
         scores = evaluate(self.method.predictor(), samples, self.data.source.table, bf16=recipe.precision == "bf16")

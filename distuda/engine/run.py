@@ -1,7 +1,7 @@
 """A run's folder: what it holds, and how a finished or interrupted run is opened again.
 
-    recipe.yaml  environment.json  classes.json  metrics.jsonl  checkpoints/step-00000500/...  best.json
-    evaluation-last.json  report.html  model.onnx
+recipe.yaml  environment.json  classes.json  metrics.jsonl  checkpoints/step-00000500/...  best.json
+evaluation-last.json  report.html  model.onnx
 """
 
 import json
@@ -16,7 +16,7 @@ from distuda import __version__, storage
 from distuda.data.labels import ClassTable
 from distuda.engine.checkpoint import Checkpoints, load_tensors
 from distuda.errors import UserError
-from distuda.methods import Context
+from distuda.methods import METHODS, Context
 from distuda.methods.method import Method
 from distuda.models import build_model
 from distuda.models.segmenter import Segmenter
@@ -64,12 +64,12 @@ def build_method(recipe: Recipe, num_classes: int, class_frequency_src: torch.Te
         except RuntimeError as error:
             raise UserError(
                 f"init_from={recipe.init_from!r} holds another network than model.name={recipe.model.name!r} with "
-                f"{num_classes} classes: {str(error).splitlines()[1].strip()}. Choose a run of the same model and classes."
+                f"{num_classes} classes: {str(error).splitlines()[1].strip()}. Choose a run of the same model."
             ) from error
     context = Context(num_classes, class_frequency_src, recipe.augment.photometry, recipe.augment.photometry_labelled)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)  # discriminators, drawn apart from the network
-        method: Method = recipe.method_class(recipe.method, model, context)
+        method: Method = METHODS[recipe.method.name](recipe.method, model, context)
     return method
 
 
@@ -84,11 +84,15 @@ def open_run(uri: str, which: str = "last") -> Run:
         UserError: no run there, or no checkpoint yet.
     """
     if not storage.exists(storage.join(uri, "recipe.yaml")):
-        raise UserError(f"{uri!r} is not a run folder: it has no recipe.yaml. Give the folder that `distuda train` printed.")
+        raise UserError(
+            f"{uri!r} is not a run folder: it has no recipe.yaml. Give the folder that `distuda train` printed."
+        )
     recipe = load_recipe(storage.join(uri, "recipe.yaml"))
     table = ClassTable.from_json(json.loads(storage.read_bytes(storage.join(uri, "classes.json"))))
     checkpoint = Checkpoints(uri, recipe.checkpoint).find(which)
-    neutral = recipe.model_copy(update={"init_from": None, "model": recipe.model.model_copy(update={"weights": "none"})})
+    neutral = recipe.model_copy(
+        update={"init_from": None, "model": recipe.model.model_copy(update={"weights": "none"})}
+    )
     method = build_method(neutral, len(table.classes), torch.full((len(table.classes),), 1 / len(table.classes)))
     method.load_state_dict(load_tensors(checkpoint))
     return Run(uri, recipe, table, method.predictor().eval(), int(method.step))

@@ -9,14 +9,19 @@ from rich.progress import track
 from distuda import storage
 from distuda.data.dataset import open_dataset
 from distuda.data.reader import iterate_once
+from distuda.engine.calibrate import calibrate as calibrate_statistics
+from distuda.engine.calibrate import calibration_images
 from distuda.engine.evaluate import evaluate
 from distuda.engine.loop import choose_device
 from distuda.engine.run import Run, open_run
 from distuda.errors import UserError
 from distuda.methods.advent import Ensemble
+from distuda.models.segmenter import Segmenter
 
 
-def score_run(uri: str, *, data: str | None = None, which: str = "last", ensemble: Sequence[str] = ()) -> dict[str, Any]:
+def score_run(
+    uri: str, *, data: str | None = None, which: str = "last", ensemble: Sequence[str] = (), calibrate: int = 0
+) -> dict[str, Any]:
     """Evaluate a run's predictor over a whole data set; the row is also written into the run folder.
 
     Args:
@@ -24,6 +29,7 @@ def score_run(uri: str, *, data: str | None = None, which: str = "last", ensembl
         data: prepared samples; default: the run's evaluation set.
         which: checkpoint, ``last`` or ``best``.
         ensemble: other run folders whose up-sampled logits are averaged in (ADVENT's AdvEnt + MinEnt).
+        calibrate: target images by which batch-norm statistics are set first (AdaBN), 0 = as the checkpoint has them.
 
     Returns:
         What `engine.evaluate.evaluate` returns, with ``which``, ``uri``, ``step`` and ``members``.
@@ -39,21 +45,30 @@ def score_run(uri: str, *, data: str | None = None, which: str = "last", ensembl
             "Prepare the data with the run's classes."
         )
     model = _joined(run, ensemble, which).to(choose_device(run.recipe))
+    bf16 = run.recipe.precision == "bf16"
+    if calibrate:
+        images = calibration_images(open_dataset(run.recipe.target.uri), calibrate, run.recipe.evaluation.size)
+        calibrate_statistics(model, images, bf16=bf16)
     samples = track(
-        iterate_once(dataset, size=run.recipe.evaluation.size), description="evaluating", total=len(dataset), transient=True
+        iterate_once(dataset, size=run.recipe.evaluation.size),
+        description="evaluating",
+        total=len(dataset),
+        transient=True,
     )
-    scores = evaluate(model, samples, run.table, bf16=run.recipe.precision == "bf16")
-    row = {"which": which, "uri": data, "step": run.step, "members": [uri, *ensemble], **scores}
-    name = f"evaluation-{'ensemble' if ensemble else which}.json"
+    scores = evaluate(model, samples, run.table, bf16=bf16)
+    row = {"which": which, "uri": data, "step": run.step, "members": [uri, *ensemble], "calibrate": calibrate, **scores}
+    name = f"evaluation-{'ensemble' if ensemble else 'calibrated' if calibrate else which}.json"
     storage.write_bytes(storage.join(uri, name), json.dumps(row, indent=1).encode())
     return row
 
 
-def _joined(run: Run, others: Sequence[str], which: str) -> Any:
+def _joined(run: Run, others: Sequence[str], which: str) -> Segmenter:
     if not others:
         return run.predictor
     runs = [run, *(open_run(other, which) for other in others)]
     for other in runs[1:]:
         if other.table.classes != run.table.classes:
-            raise UserError(f"{other.uri!r} was trained with classes {other.table.name!r}, {run.uri!r} with {run.table.name!r}.")
+            raise UserError(
+                f"{other.uri!r} was trained with classes {other.table.name!r}, {run.uri!r} with {run.table.name!r}."
+            )
     return Ensemble([member.predictor for member in runs]).eval()

@@ -49,7 +49,9 @@ class Step:
 
     def _update(self) -> None:
         if self.recipe.optimizer.clip_norm:
-            parameters = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
+            parameters = [
+                p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]
+            ]
             nn.utils.clip_grad_norm_(parameters, self.recipe.optimizer.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -68,7 +70,9 @@ class Step:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
     def _no_all_reduce(self, *, last: bool) -> Any:
-        return nullcontext() if last or not isinstance(self.wrapped, DistributedDataParallel) else self.wrapped.no_sync()
+        return (
+            nullcontext() if last or not isinstance(self.wrapped, DistributedDataParallel) else self.wrapped.no_sync()
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Optimisers and schedules; tensors and plain values only."""
@@ -111,5 +115,3 @@ def sync_buffers(method: nn.Module) -> None:
     flat /= torch.distributed.get_world_size()
     for buffer, part in zip(floats, flat.split([buffer.numel() for buffer in floats]), strict=True):
         buffer.copy_(part.view_as(buffer))
-
-

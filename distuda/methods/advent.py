@@ -4,6 +4,8 @@ Vu, Jain, Bucher, Cord, Perez: ADVENT: Adversarial Entropy Minimization for Doma
 Segmentation, CVPR 2019. The card in docs/methods/advent.md says which facts are certain.
 """
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -24,17 +26,23 @@ class MinEnt(Method):
     class Config(MethodConfig):
         """Fields of `MinEnt`; defaults are the paper's (GTA5 -> Cityscapes, DeepLab-v2)."""
 
+        name: Literal["minent"] = "minent"
         lambda_ent: float = Field(0.001, ge=0, description="weight of the main head's entropy")
         lambda_ent_aux: float = Field(0.0002, ge=0, description="weight of the auxiliary head's entropy")
-        start_step: int = Field(0, ge=0, description="steps of source-only training before the entropy term acts [steps]")
+        start_step: int = Field(
+            0, ge=0, description="steps of source-only training before the entropy term acts [steps]"
+        )
         entropy_range: float = Field(
             1.0, gt=0, le=1, description="share of each image's highest-entropy pixels used; the paper's ER is 0.3"
         )
         entropy_range_divide_by_all: bool = Field(
-            False, description="divide the selected entropy by all pixels, not by the selected ones (our reading: false)"
+            False,
+            description="divide the selected entropy by all pixels, not by the selected ones (our reading: false)",
         )
         class_prior: float = Field(
-            0.0, ge=0, description="factor on lambda_ent for the class-prior hinge, 0 = off (the paper's CP; weight unpublished)"
+            0.0,
+            ge=0,
+            description="factor on lambda_ent for the class-prior hinge, 0 = off (the paper's CP; weight unpublished)",
         )
         class_prior_mu: float = Field(0.5, ge=0, le=1, description="relaxation of the class prior (paper: 0.5)")
 
@@ -56,9 +64,7 @@ class MinEnt(Method):
 
     def _target_terms(self, logits_BCHW: Tensor) -> dict[str, Tensor]:
         config = self.config
-        entropy = losses.entropy(
-            logits_BCHW, config.entropy_range, divide_by_all=config.entropy_range_divide_by_all
-        )
+        entropy = losses.entropy(logits_BCHW, config.entropy_range, divide_by_all=config.entropy_range_divide_by_all)
         if not config.class_prior:
             return {"ent_tgt": entropy}
         prior_C = self.context.class_frequency_src.to(logits_BCHW.device)
@@ -79,11 +85,14 @@ class AdvEnt(Method):
     class Config(MethodConfig):
         """Fields of `AdvEnt`; defaults are the paper's."""
 
+        name: Literal["advent"] = "advent"
         lambda_adv: float = Field(0.001, ge=0, description="weight of the main head's fooling loss")
         lambda_adv_aux: float = Field(0.0002, ge=0, description="weight of the auxiliary head's fooling loss")
         discriminator_lr: float = Field(1e-4, gt=0, description="Adam learning rate of the discriminators")
         start_step: int = Field(
-            0, ge=0, description="steps in which only the discriminators look at the target, before fooling starts [steps]"
+            0,
+            ge=0,
+            description="steps in which only the discriminators look at the target, before fooling starts [steps]",
         )
 
     config: Config
@@ -140,5 +149,5 @@ class Ensemble(Segmenter):
         self.members = nn.ModuleList(members)
 
     def forward(self, image_BCHW: Tensor) -> Output:
-        """float RGB in [0, 1] -> averaged logits at input size; no auxiliary head."""
+        """Float RGB in [0, 1] -> averaged logits at input size; no auxiliary head."""
         return Output(torch.stack([member(image_BCHW).main for member in self.members]).mean(dim=0))

@@ -16,6 +16,7 @@ from distuda import losses
 from distuda.data import augment
 from distuda.data.augment import PhotometryConfig
 from distuda.data.batch import Batch
+from distuda.errors import UserError
 from distuda.models.segmenter import Output, Segmenter
 
 
@@ -24,6 +25,7 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
+    name: str = Field("", description="which method")
     lambda_seg_aux: float = Field(0.1, ge=0, description="weight of the auxiliary head's source loss (ADVENT 1.1)")
     forward: Literal["per_domain", "joint"] = Field(
         "per_domain",
@@ -34,6 +36,11 @@ class MethodConfig(BaseModel):
         ge=0,
         description="target images by which batch-norm statistics are set before evaluation (AdaBN), 0 = off [images]",
     )
+
+    @property
+    def needs_target_labels(self) -> bool:
+        """Whether training looks at target labels; true for oracles only."""
+        return False
 
 
 @dataclass
@@ -81,7 +88,7 @@ class Context:
 
     num_classes: int
     class_frequency_src: Tensor
-    photometry: PhotometryConfig = field(default_factory=PhotometryConfig)
+    photometry: PhotometryConfig = field(default_factory=lambda: PhotometryConfig())
     photometry_labelled: bool = True
 
 
@@ -130,12 +137,17 @@ class Method(nn.Module):
 
     def run_student(self, *images: Tensor) -> Sequence[Output]:
         """The student on each domain's images, in one or several passes as ``config.forward`` says."""
-        if self.config.forward == "per_domain" or len({image.shape[1:] for image in images}) > 1:
+        if self.config.forward == "joint" and len({image.shape[1:] for image in images}) > 1:
+            sizes = " and ".join(f"{image.shape[2]}x{image.shape[3]}" for image in images)
+            raise UserError(
+                f"method.forward=joint needs equal sizes, not {sizes}. Set augment.crop, or use per_domain."
+            )
+        if self.config.forward == "per_domain":
             return [self.student(image) for image in images]
         joint = self.student(torch.cat(images))
-        sizes = [len(image) for image in images]
-        mains = joint.main.split(sizes)
-        auxes = [None] * len(images) if joint.aux is None else joint.aux.split(sizes)
+        counts = [len(image) for image in images]
+        mains = joint.main.split(counts)
+        auxes = [None] * len(images) if joint.aux is None else joint.aux.split(counts)
         return [Output(main, aux) for main, aux in zip(mains, auxes, strict=True)]
 
     def supervise(self, output: Output, label_BHW: Tensor, name: str = "seg_src") -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ consistency). The card in docs/methods/self_training.md says what was measured.
 """
 
 import copy
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -25,9 +25,13 @@ class SelfTraining(Method):
     class Config(MethodConfig):
         """Fields of `SelfTraining`; defaults are DACS's unless said otherwise."""
 
+        name: Literal["self_training"] = "self_training"
         ema_decay: float = Field(0.99, ge=0, lt=1, description="largest decay of the teacher's moving average")
         confidence: float = Field(
-            0.968, ge=0, le=1, description="probability above which a pseudo-label counts as sure; sets the target's weight"
+            0.968,
+            ge=0,
+            le=1,
+            description="probability above which a pseudo-label counts as sure; sets the target's weight",
         )
         lambda_mix: float = Field(1.0, ge=0, description="weight of the loss on mixed images")
         lambda_mask: float = Field(0.0, ge=0, description="weight of masked consistency, 0 = off (MIC: 1)")
@@ -44,7 +48,7 @@ class SelfTraining(Method):
 
     def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
         super().__init__(config, student, context)
-        self.teacher = cast(Segmenter, copy.deepcopy(student).requires_grad_(False))
+        self.teacher = copy.deepcopy(student).requires_grad_(False)
 
     def forward(self, source: Batch, target: Batch) -> Losses:
         """Teacher labels, mix, one pass of the student a view, named losses."""
@@ -91,7 +95,7 @@ class SelfTraining(Method):
         return label, torch.ones_like(max_prob) * share, max_prob
 
     def _masked(self, target: Batch) -> Tensor:
-        """The target's strong view with blocks hidden; hidden pixels are the encoder's mean colour (0 once normalised)."""
+        """The target's strong view with blocks hidden; hidden pixels become 0 once normalised."""
         image = augment.photometry(target.image_BCHW, target.seed_B, self.context.photometry, "mask")
         size = (image.shape[-2], image.shape[-1])
         kept = augment.block_mask(target.seed_B, size, self.config.mask_block, self.config.mask_ratio)

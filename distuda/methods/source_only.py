@@ -1,9 +1,10 @@
 """Training on source labels alone: the floor of every comparison; with target labels too, its ceiling (the oracle)."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from distuda.data.batch import Batch
-from distuda.errors import UserError
 from distuda.methods.method import Losses, Method, MethodConfig
 
 
@@ -13,12 +14,20 @@ class SourceOnly(Method):
     class Config(MethodConfig):
         """Fields of `SourceOnly`."""
 
+        name: Literal["source_only"] = "source_only"
         calibrate_images: int = Field(
-            0, ge=0, description="target images by which batch-norm statistics are set before evaluation: AdaBN alone [images]"
+            0,
+            ge=0,
+            description="target images by which batch-norm statistics are set before evaluation: AdaBN alone [images]",
         )
         use_target_labels: bool = Field(
             False, description="the oracle: also train on target labels; an upper bound, never an adaptation result"
         )
+
+        @property
+        def needs_target_labels(self) -> bool:
+            """The oracle trains on target labels."""
+            return self.use_target_labels
 
     config: Config
 
@@ -27,10 +36,7 @@ class SourceOnly(Method):
         assert source.label_BHW is not None
         if not self.config.use_target_labels:
             return Losses(self.supervise(self.student(self.labelled_view(source)), source.label_BHW))
-        if target.label_BHW is None:
-            raise UserError(
-                "method.use_target_labels=true, but the target has no labels. Prepare it with labels, or set it false."
-            )
+        assert target.label_BHW is not None
         output_src, output_tgt = self.run_student(self.labelled_view(source), self.labelled_view(target))
         terms = self.supervise(output_src, source.label_BHW)
         return Losses(terms | self.supervise(output_tgt, target.label_BHW, "seg_tgt"))

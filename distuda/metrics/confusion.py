@@ -30,7 +30,9 @@ class Confusion:
     def update(self, prediction_HW: Tensor, label_HW: Tensor) -> None:
         """Add one or more images; both integer tensors of the same shape, on one device."""
         if prediction_HW.shape != label_HW.shape:
-            raise ValueError(f"prediction {tuple(prediction_HW.shape)} and label {tuple(label_HW.shape)} differ in shape")
+            raise ValueError(
+                f"prediction {tuple(prediction_HW.shape)} and label {tuple(label_HW.shape)} differ in shape"
+            )
         valid = label_HW != IGNORE
         index = label_HW[valid].long() * self.num_classes + prediction_HW[valid].long()
         counts = torch.bincount(index, minlength=self.num_classes**2)

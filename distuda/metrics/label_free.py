@@ -38,7 +38,7 @@ class LabelFree:
         """``entropy``: minus the mean normalised pixel entropy, in [-1, 0]. ``information_maximisation``: that plus
         the normalised entropy of the mean prediction, in [-1, 1]; it falls when predictions collapse on few classes.
         """
-        *share, entropy, count = (self.sums / self.sums[-1].clamp(min=1)).tolist()
+        *share, entropy, _ = (self.sums / self.sums[-1].clamp(min=1)).tolist()
         scale = math.log(len(share))
         diversity = -sum(s * math.log(s) for s in share if s > 0) / scale
         return {"entropy": -entropy / scale, "information_maximisation": diversity - entropy / scale}

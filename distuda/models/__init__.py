@@ -41,11 +41,11 @@ def build_model(config: "ModelConfig", num_classes: int, seed: int = 0) -> Segme
 
 
 def _start(model: Segmenter, weights: str) -> None:
-    if isinstance(model, Lite) and weights == "imagenet":
-        load_imagenet(model.encoder)
-    elif isinstance(model, Lite) and weights != "none":
-        raise UserError(
-            f"model.weights={weights!r} is not known to lite. Use 'imagenet' or 'none'; to start from a run, set init_from."
-        )
-    else:
+    if isinstance(model, DeepLabV2):
         initialise(model, weights)
+    elif isinstance(model, Lite) and weights == "imagenet":
+        load_imagenet(model.encoder)
+    elif weights != "none":
+        raise UserError(
+            f"model.weights={weights!r} is not known to lite. Use imagenet or none; to start from a run, set init_from."
+        )

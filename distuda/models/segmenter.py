@@ -30,12 +30,14 @@ class Normalise(nn.Module):
 
     def __init__(self, mean: list[float], std: list[float], *, bgr: bool = False, scale: float = 1.0) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.bgr, self.scale = bgr, scale
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """float RGB [0, 1] (B, 3, H, W) to normalised, same shape."""
+        """Float RGB [0, 1] (B, 3, H, W) to normalised, same shape."""
         x = (image_BCHW - self.mean) / self.std * self.scale
         return x.flip(1) if self.bgr else x
 

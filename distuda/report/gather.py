@@ -43,7 +43,7 @@ class Side:
     @property
     def method(self) -> str:
         """The method's name for readers."""
-        return str(self.run.recipe.method.name).replace("_", "-")  # type: ignore[attr-defined]
+        return str(self.run.recipe.method.name).replace("_", "-")
 
     @property
     def data_uri(self) -> str:

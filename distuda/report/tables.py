@@ -11,7 +11,9 @@ from distuda.recipe import fields
 
 def recipe_fields() -> Table:
     """Every field of a recipe: path with default, meaning with unit, type."""
-    table = Table(title="Fields of a recipe: FIELD=VALUE (in YAML, nested)", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title="Fields of a recipe: FIELD=VALUE (in YAML, nested)", title_justify="left", box=None, pad_edge=False
+    )
     table.add_column("field = default", overflow="fold", ratio=2)
     table.add_column("meaning [unit] (type)", overflow="fold", ratio=3)
     for path, kind, default, meaning in fields():

@@ -1,0 +1,26 @@
+"""Every recipe of the repository trains: two steps on tiny data, everything else as it is written."""
+
+from pathlib import Path
+
+import pytest
+from settings import RECIPES
+
+from distuda.engine.loop import fit, settle
+from distuda.engine.run import read_rows
+from distuda.recipe import load_recipe
+
+# Size, weights and length are cut down; model, method, optimiser, views and normalisation stay the recipe's own.
+CUT_DOWN = [
+    "steps=2", "batch_size=2", "source.size=[64,96]", "target.size=[64,64]", "evaluation.size=[48,64]",
+    "model.weights=none", "device=cpu", "log_every_steps=1", "evaluation.limit=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [*RECIPES, Path("distuda/demo.yaml")], ids=lambda path: path.stem)
+def test_a_recipe_trains_two_steps(path: Path, domains: list[str], tmp_path: Path) -> None:
+    recipe = load_recipe(str(path), [*CUT_DOWN, *domains, f"out={tmp_path / 'run'}"])
+    if recipe.augment.crop is not None:
+        recipe = load_recipe(str(path), [*CUT_DOWN, *domains, f"out={tmp_path / 'run'}", "augment.crop=[48,64]"])
+    rows = read_rows(fit(settle(recipe)))
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
+    assert 0 <= rows[-1]["miou"] <= 1
