@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from distuda.errors import UserError
+from distuda.errors import RunFailed, UserError
 
 app = typer.Typer(
     help="Adapt semantic segmentation models to places without labels.",
@@ -165,7 +165,8 @@ def predict(
         )
     *sources, folder = inputs
     summary = predict_files(Predictor(model, provider=provider), sources, folder, overlay=overlay)
-    console.print(summary)
+    console.print(str(summary), soft_wrap=True)
+    raise typer.Exit(summary.exit_code)
 
 
 @app.command()
@@ -185,6 +186,10 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return None, list(words)
 
 
+def _complain(kind: str, sentence: str) -> None:
+    Console(stderr=True).print(f"[bold red]{kind}:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
+
+
 def main() -> None:
     """Entry point: runs the command and turns failures into one sentence."""
     from export.errors import PredictError
@@ -192,13 +197,14 @@ def main() -> None:
     try:
         app()
     except (UserError, PredictError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        _complain("error", str(error))
         sys.exit(2)
+    except RunFailed as error:  # says itself where its trace lies
+        _complain("failed", str(error))
+        sys.exit(1)
     except Exception as error:
         trace = Path(tempfile.mkstemp(prefix="distuda-", suffix=".txt")[1])
         trace.write_text(traceback.format_exc())
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        Console(stderr=True).print(
-            f"[bold red]failed:[/] {escape(reason)} (trace in {trace})", soft_wrap=True, highlight=False
-        )
+        _complain("failed", f"{reason} (trace in {trace})")
         sys.exit(1)

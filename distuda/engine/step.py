@@ -1,5 +1,6 @@
 """One optimiser step: autocast, accumulation, clipping, all optimisers. Nothing in it waits for the device."""
 
+import inspect
 from contextlib import nullcontext
 from typing import Any
 
@@ -100,8 +101,14 @@ def _wrap(method: Method, recipe: Recipe, device: torch.device) -> nn.Module:
         # Buffers are a rank's own in a step (two forwards a step would trip over a broadcast); `sync_buffers`
         # averages them before anyone looks.
         ids = [device.index] if device.type == "cuda" else None
-        wrapped = DistributedDataParallel(wrapped, device_ids=ids, broadcast_buffers=False)
+        wrapped = DistributedDataParallel(wrapped, device_ids=ids, **_own_buffers())
     return wrapped
+
+
+def _own_buffers() -> dict[str, bool]:
+    """DDP's argument that leaves buffers alone in a step, under the name this torch has for it."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 @torch.no_grad()
