@@ -1,5 +1,6 @@
 """The command line as a user meets it: one sentence and exit code 2 for their mistakes, nothing half-written."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -138,3 +139,18 @@ def test_inspect_draws_a_sheet(
     assert run(["inspect", domains[0].split("=")[1], "--sheet", str(sheet)], monkeypatch) == 0
     assert "wall" in capsys.readouterr().out and sheet.read_bytes()[:4] == b"\x89PNG"
     shutil.rmtree(tmp_path)
+
+
+def test_evaluate_alone_calibrated_and_as_ensemble(
+    domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(tmp_path / name) for name in ("minent", "advent")]
+    for folder in folders:
+        words = ["train", *TINY, *domains, "steps=1", f"method={Path(folder).name}", f"out={folder}"]
+        assert run(words, monkeypatch) == 0
+    assert run(["evaluate", folders[0]], monkeypatch) == 0
+    assert run(["evaluate", folders[0], "--calibrate", "4"], monkeypatch) == 0
+    assert run(["evaluate", folders[0], "--ensemble", folders[1]], monkeypatch) == 0
+    assert capsys.readouterr().out.count("mIoU") == 3
+    rows = [json.loads((tmp_path / "minent" / f"evaluation-{name}.json").read_text()) for name in ("last", "ensemble")]
+    assert rows[1]["members"] == folders and rows[0]["entropy"] != rows[1]["entropy"]

@@ -5,6 +5,7 @@ evaluation-last.json  report.html  model.onnx
 """
 
 import json
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -106,8 +107,19 @@ def environment(recipe: Recipe) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "git": git.stdout.strip() or None,
         "seed": recipe.seed,
     }
+
+
+def _cpu_name() -> str:
+    """The CPU's model where the system tells it, else its architecture."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
