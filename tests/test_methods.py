@@ -295,3 +295,9 @@ def test_frozen_statistics_stay_and_trained_ones_move(name: str) -> None:
         step(tiny_batch(2, 1), tiny_batch(2, 2))
         moved = [not torch.equal(value, before[key]) for key, value in method.named_buffers() if key in before]
         assert all(moved) if moves else not any(moved)
+
+
+def test_each_level_has_its_discriminator() -> None:
+    multi, _ = step_of("advent_multi_level")
+    single, _ = step_of("advent")
+    assert len(multi.discriminators) == 2 and len(single.discriminators) == 1

@@ -116,13 +116,14 @@ class AdvEnt(Method):
         weights = (self.config.lambda_adv, self.config.lambda_adv_aux)
         for level, discriminator in enumerate(self.discriminators):
             suffix = "" if level == 0 else "_aux"
-            maps_src, maps_tgt = (losses.self_information(_level(output, level)) for output in (output_src, output_tgt))
+            maps_src = losses.self_information(_level(output_src, level).detach())  # only ever judged
+            maps_tgt = losses.self_information(_level(output_tgt, level))
             frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
             fooled = functional_call(discriminator, frozen, (maps_tgt,))
             terms[f"adv_tgt{suffix}"] = (
                 self.ramp(self.config.start_step) * weights[level] * losses.domain_bce(fooled, SOURCE)
             )
-            judged_src, judged_tgt = discriminator(maps_src.detach()), discriminator(maps_tgt.detach())
+            judged_src, judged_tgt = discriminator(maps_src), discriminator(maps_tgt.detach())
             terms[f"discriminator{suffix}"] = 0.5 * (
                 losses.domain_bce(judged_src, SOURCE) + losses.domain_bce(judged_tgt, TARGET)
             )

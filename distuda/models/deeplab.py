@@ -111,7 +111,7 @@ class DeepLabV2(Segmenter):
         head_branches: HeadBranches = "all",
     ) -> None:
         super().__init__(num_classes, align_corners=True)
-        self.depth, self.multi_level, self.head_branches = depth, multi_level, head_branches
+        self.depth, self.has_aux, self.head_branches = depth, multi_level, head_branches
         self.normalise = Normalise([m / 255 for m in reversed(CAFFE_MEAN_BGR)], [1.0] * 3, bgr=True, scale=255.0)
 
         block, blocks = BasicBlock if depth == 18 else Bottleneck, BLOCKS[depth]

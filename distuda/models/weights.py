@@ -194,7 +194,7 @@ def _check(model: DeepLabV2, state: State, renames: dict[str, str], path: str, *
     }
     if any(differences.values()):
         listing = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in differences.items() if names)
-        levels = "multi-level" if model.multi_level else "single-level"
+        levels = "multi-level" if model.has_aux else "single-level"
         network = f"a {levels} DeepLab-v2 on ResNet-{model.depth} with {model.num_classes} classes"
         raise UserError(f"{path!r} does not fit {network}. {_advice(model, state)} Tensors {listing}.")
 
@@ -207,7 +207,7 @@ def _advice(model: DeepLabV2, state: State) -> str:
         return "Pass the state dict of a DeepLab-v2 or of a ResNet-18, 50 or 101."
     if depth != model.depth:
         return f"The file is a ResNet-{depth}: set the model's depth to {depth}."
-    if given and ("aux_head" in given) != model.multi_level:
+    if given and ("aux_head" in given) != model.has_aux:
         level = "a multi-level" if "aux_head" in given else "a single-level"
         return f"The file is {level} network: set the model's multi_level to {str('aux_head' in given).lower()}."
     bias = state.get("main_head.branches.0.bias")
