@@ -105,7 +105,7 @@ def _wrap(method: Method, recipe: Recipe, device: torch.device) -> nn.Module:
     return wrapped
 
 
-def _own_buffers() -> dict[str, bool]:
+def _own_buffers() -> dict[str, Any]:
     """DDP's argument that leaves buffers alone in a step, under the name this torch has for it."""
     known = inspect.signature(DistributedDataParallel).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}

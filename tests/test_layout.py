@@ -1,0 +1,38 @@
+"""The house rules that a reader relies on: who imports whom, and what works without Ray."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distuda.methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+MAY_USE_EXPORT = {"distuda/cli.py", "distuda/demo.py"}
+
+
+def test_engine_methods_models_and_metrics_import_without_ray() -> None:
+    modules = "distuda.engine.loop, distuda.engine.scoring, distuda.methods, distuda.models, distuda.losses"
+    code = f"import sys; sys.modules['ray'] = None; import {modules}, distuda.metrics.confusion"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "distuda").rglob("*.py")), ids=lambda path: path.stem)
+def test_the_library_does_not_import_tune_or_export(path: Path) -> None:
+    name = str(path.relative_to(ROOT))
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert name in MAY_USE_EXPORT or not imported & {"tune", "export"}
+
+
+def test_every_method_has_its_name_and_a_card() -> None:
+    cards = "".join(path.read_text() for path in (ROOT / "docs" / "methods").glob("*.md"))
+    for name, method in METHODS.items():
+        assert method.Config().name == name
+        assert all(f"`{field}`" in cards for field in vars(method.Config).get("__annotations__", {}) if field != "name")
