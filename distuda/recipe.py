@@ -52,6 +52,9 @@ class Source(Domain):
     rare_class_min_pixels: int = Field(
         3000, ge=1, description="an image holds a class if it has more pixels of it than this, at native size [pixels]"
     )
+    rare_class_crop_pixels: int = Field(
+        1500, ge=0, description="with rare-class sampling, a crop is redrawn until it shows more of the class [pixels]"
+    )
 
 
 class Target(Domain):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distuda.data import augment
-from distuda.data.augment import GeometryConfig, PhotometryConfig
+from distuda.data.augment import GeometryConfig, PhotometryConfig, RareClassFocus, geometry
 from distuda.data.batch import Batch
 from distuda.draws import uniform
 
@@ -214,3 +214,18 @@ def test_classmix_masks_are_the_samples_own() -> None:
     label = torch.randint(0, 4, (6, 8, 8), generator=torch.Generator().manual_seed(1))
     mask = augment.classmix_mask(label, SEEDS[:6], 4)
     assert torch.equal(mask[2:3], augment.classmix_mask(label[2:3], SEEDS[2:3], 4))
+
+
+def test_rare_class_crops_show_the_class() -> None:
+    label = torch.zeros(64, 60, 80, dtype=torch.int64)
+    label[:, :24, :32] = 2  # a corner that one random crop in seven shows well
+    image = torch.zeros(64, 3, 60, 80, dtype=torch.uint8)
+    batch = Batch(image, label, torch.arange(64))
+    config = GeometryConfig(crop=(24, 32))
+    rare = RareClassFocus(torch.tensor([0.0, 0.0, 1.0]), min_pixels=250)
+    shown = [(geometry(batch, config, focus).label_BHW == 2).sum(dim=(1, 2)) > 250 for focus in (None, rare)]
+    assert shown[0].float().mean() < 0.35 < 0.6 < shown[1].float().mean()
+    again = geometry(batch, config, rare).label_BHW
+    assert torch.equal(again, geometry(batch, config, rare).label_BHW)
+    common = RareClassFocus(torch.tensor([1.0, 0.0, 0.0]), min_pixels=250)
+    assert geometry(batch, config, common).label_BHW.shape == (64, 24, 32)

@@ -406,3 +406,9 @@ def test_norms_and_biases_do_not_decay_with_adamw() -> None:
     assert adamw[1].param_groups[0]["betas"] == (0.9, 0.99)
     sgd = build_optimizers(method, OptimizerConfig(name="sgd", weight_decay=0.1))
     assert {group["weight_decay"] for group in sgd[0].param_groups} == {0.1}
+
+
+def test_tensorboard_events_are_written_when_asked(domains: list[str], tmp_path: Path) -> None:
+    fit(settle(tiny_recipe(*domains, "steps=1", "tensorboard=true", f"out={tmp_path / 'run'}")))
+    events = list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    assert len(events) == 1 and b"train/loss" in events[0].read_bytes() and b"iou/wall" in events[0].read_bytes()

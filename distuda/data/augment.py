@@ -6,7 +6,7 @@ Shape legend: B samples, C channels, H and W pixels.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 from torch import Tensor
 
 from distuda.data.batch import Batch
-from distuda.draws import uniform
+from distuda.draws import fold, uniform
 from distuda.losses import IGNORE
 
 
@@ -59,18 +59,36 @@ def region_size(config: GeometryConfig) -> tuple[int, int] | None:
     return math.ceil(config.crop[0] / config.scale[0]), math.ceil(config.crop[1] / config.scale[0])
 
 
-def geometry(batch: Batch, config: GeometryConfig) -> Batch:
+@dataclass
+class RareClassFocus:
+    """Which crops of a rare-class sample are good enough (DAFormer, CVPR 2022, section 3.3 and its code).
+
+    Attributes:
+        probability_C: chance of each class to be the one that is looked for, on the batch's device.
+        min_pixels: a crop is taken if it shows more pixels of that class than this.
+        tries: crops drawn at most; the last is taken in any case.
+    """
+
+    probability_C: Tensor
+    min_pixels: int
+    tries: int = 10
+
+
+def geometry(batch: Batch, config: GeometryConfig, focus: RareClassFocus | None = None) -> Batch:
     """uint8 windows -> float32 RGB crops in [0, 1] with labels; same place in both.
 
     One bilinear resampling does zoom, position and flip together; labels take the nearest pixel, and what lies
-    outside the window is black and ignored.
+    outside the window is black and ignored. With a ``focus`` crops are drawn until they show a rare class.
     """
     image = batch.image_BCHW.float() / 255
     window = (image.shape[-2], image.shape[-1])
     crop_size = config.crop or window
     if config.scale == (1.0, 1.0) and window == crop_size:
         return _flip_only(replace(batch, image_BCHW=image), config.flip)
-    grid = _crop_grid(batch.seed_B, window, crop_size, config)
+    if focus is not None and batch.label_BHW is not None:
+        grid = _focused_grid(batch.seed_B, batch.label_BHW, crop_size, config, focus)
+    else:
+        grid = _crop_grid(batch.seed_B, window, crop_size, config)
     crop = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return replace(batch, image_BCHW=crop, label_BHW=_sample_labels(batch.label_BHW, grid))
 
@@ -96,6 +114,34 @@ def _crop_grid(seed_B: Tensor, window: tuple[int, int], crop: tuple[int, int], c
     row_y = torch.stack([zero, half_h, place[:, 1] * (1 - half_h).clamp(min=0)], dim=1)
     theta = torch.stack([row_x, row_y], dim=1)
     return F.affine_grid(theta, [len(seed_B), 3, *crop], align_corners=False)
+
+
+def _focused_grid(
+    seed_B: Tensor, label_BHW: Tensor, crop: tuple[int, int], config: GeometryConfig, focus: RareClassFocus
+) -> Tensor:
+    """For each sample the first of several crops that shows enough of one class, drawn among those in its window."""
+    num_classes = len(focus.probability_C)
+    chance_BC = focus.probability_C * (_pixels_per_class(label_BHW, num_classes) > 0)
+    ladder_BC = chance_BC.cumsum(dim=1) / chance_BC.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    wanted_B = (ladder_BC <= uniform(seed_B, "rare_class")[:, None]).sum(dim=1).clamp(max=num_classes - 1)
+    window, coarse = (label_BHW.shape[-2], label_BHW.shape[-1]), 4  # every 4th pixel each way is counted, as 16
+    chosen, found_B = None, torch.zeros(len(seed_B), dtype=torch.bool, device=seed_B.device)
+    for attempt in range(focus.tries):
+        grid = _crop_grid(fold(seed_B, f"try {attempt}"), window, crop, config)
+        chosen = grid if chosen is None else torch.where(found_B[:, None, None, None], chosen, grid)
+        label = _sample_labels(label_BHW, grid[:, ::coarse, ::coarse])
+        assert label is not None
+        shown_B = _pixels_per_class(label, num_classes).gather(1, wanted_B[:, None])[:, 0]
+        found_B = found_B | (shown_B * coarse**2 > focus.min_pixels)
+    assert chosen is not None
+    return chosen
+
+
+def _pixels_per_class(label_BHW: Tensor, num_classes: int) -> Tensor:
+    """(B, C) float counts; ignored pixels count nowhere."""
+    compact_BN = torch.where(label_BHW == IGNORE, num_classes, label_BHW).flatten(1)
+    counts = torch.zeros(len(label_BHW), num_classes + 1, device=label_BHW.device)
+    return counts.scatter_add_(1, compact_BN, torch.ones_like(compact_BN, dtype=counts.dtype))[:, :num_classes]
 
 
 def _sample_labels(label_BHW: Tensor | None, grid: Tensor) -> Tensor | None:

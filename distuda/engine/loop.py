@@ -208,9 +208,10 @@ class Session:
     def _stream(self, name: str, open_stream: OpenStream) -> Iterator[Batch]:
         domain: Domain = getattr(self.recipe, name)
         dataset: Dataset = getattr(self.data, name)
-        weights = None
+        weights, region = None, region_size(self.recipe.augment)
         if isinstance(domain, Source) and domain.rare_class_temperature is not None:
             weights = dataset.rare_class_weights(domain.rare_class_temperature, domain.rare_class_min_pixels)
+            region = None  # the step looks for a crop with the rare class, so it needs the whole image
         self.orders[name] = Order(
             dataset.rows_per_group, seed=self.recipe.seed, domain=name, rank=self.worker.rank, world=self.worker.world,
             window=domain.window, history=self.histories[name], weights=weights,
@@ -218,7 +219,7 @@ class Session:
         wants_labels = name == "source" or self.recipe.method.needs_target_labels
         stream = open_stream(
             dataset, self.orders[name], batch_size=self.recipe.batch_size, size=domain.size,
-            region=region_size(self.recipe.augment), labels=wants_labels,
+            region=region, labels=wants_labels,
         )  # fmt: skip
         return self._closing.enter_context(closing(stream))  # type: ignore[type-var]
 

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from distuda.data.augment import geometry
+from distuda.data.augment import RareClassFocus, geometry
 from distuda.data.batch import Batch
 from distuda.engine.schedule import build_optimizers, build_schedules
 from distuda.methods.method import Method
@@ -30,6 +30,7 @@ class Step:
         self.method, self.recipe, self.device = method, recipe, device
         self.optimizers: list[Optimizer] = build_optimizers(method, recipe.optimizer)
         self.schedules: list[LambdaLR] = build_schedules(self.optimizers, recipe.optimizer, recipe.steps)
+        self.focus = _focus(method, recipe, device)
         self.wrapped = _wrap(method, recipe, device)
 
     def __call__(self, source: Batch, target: Batch) -> dict[str, Tensor]:
@@ -37,7 +38,7 @@ class Step:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         parts = self.recipe.accumulate
-        pairs = list(zip(self._ready(source).split(parts), self._ready(target).split(parts), strict=True))
+        pairs = list(zip(self._ready(source, self.focus).split(parts), self._ready(target).split(parts), strict=True))
         scalars: list[dict[str, Tensor]] = []
         for i, (source_part, target_part) in enumerate(pairs):
             with self._no_all_reduce(last=i == parts - 1), self._autocast():
@@ -60,9 +61,9 @@ class Step:
             schedule.step()
         self.method.after_step()
 
-    def _ready(self, batch: Batch) -> Batch:
+    def _ready(self, batch: Batch, focus: RareClassFocus | None = None) -> Batch:
         """On the device, cropped, in the recipe's memory layout."""
-        batch = geometry(batch.to(self.device), self.recipe.augment)
+        batch = geometry(batch.to(self.device), self.recipe.augment, focus)
         if self.recipe.channels_last:
             batch.image_BCHW = batch.image_BCHW.contiguous(memory_format=torch.channels_last)
         return batch
@@ -103,6 +104,15 @@ def _wrap(method: Method, recipe: Recipe, device: torch.device) -> nn.Module:
         ids = [device.index] if device.type == "cuda" else None
         wrapped = DistributedDataParallel(wrapped, device_ids=ids, **_own_buffers())
     return wrapped
+
+
+def _focus(method: Method, recipe: Recipe, device: torch.device) -> RareClassFocus | None:
+    """With rare-class sampling, source crops are drawn until they show the class they were sampled for."""
+    temperature = recipe.source.rare_class_temperature
+    if temperature is None:
+        return None
+    probability_C = ((1 - method.context.class_frequency_src) / temperature).softmax(dim=0)
+    return RareClassFocus(probability_C.to(device), recipe.source.rare_class_crop_pixels)
 
 
 def _own_buffers() -> dict[str, Any]:
