@@ -41,7 +41,7 @@ class SelfTraining(Method):
         )
         start_step: int = Field(0, ge=0, description="steps of source-only training before the teacher is used [steps]")
         predict_with: Literal["student", "teacher"] = Field(
-            "teacher", description="which network is evaluated and exported"
+            "student", description="which network is evaluated and exported"
         )
 
     config: Config
