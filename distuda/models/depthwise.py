@@ -1,8 +1,8 @@
 """Depthwise convolution whose bfloat16 gradients are quick on CPUs.
 
 oneDNN's bfloat16 kernels for the gradients of depthwise convolutions are slow enough to make a whole bfloat16 step of
-`lite` slower than a float32 one (`benchmarks/lite_step.md`), while the forward kernel is fast. So here the forward runs in
-bfloat16, the input gradient of a stride-1 convolution is another forward convolution, and the rest is computed in
+`lite` slower than a float32 one (`benchmarks/lite_step.md`), while the forward kernel is fast. So here the forward runs
+in bfloat16, the input gradient of a stride-1 convolution is another forward convolution, and the rest is computed in
 float32. On other devices, and in float32, torch's own gradient is used.
 """
 
