@@ -39,34 +39,52 @@ def _train_help(context: typer.Context, asked: bool) -> None:
 
 @app.command()
 def prepare(
-    layout: Annotated[str, typer.Argument(help="camvid, or folder (images/ + labels/)")],
-    source: Annotated[str, typer.Argument(help="the data set's folder, any fsspec URI")],
+    layout: Annotated[str, typer.Argument(help="the kind of data set; `distuda layouts` lists them")],
+    source: Annotated[str, typer.Argument(help="the data set's folder or archive, any fsspec URI")],
     destination: Annotated[str, typer.Argument(help="where the shards go, any fsspec URI")],
     split: Annotated[str | None, typer.Option(help="part of the source, for example train")] = None,
+    variant: Annotated[str | None, typer.Option(help="kind of the data set, for example sequence")] = None,
     classes: Annotated[str | None, typer.Option(help="class table; default: the layout's")] = None,
     id_map: Annotated[
-        str | None, typer.Option(help="map from the files' ids to train ids, for example cityscapes_ids")
+        str | None, typer.Option(help="what the label files' ids are, for example cityscapes_ids")
     ] = None,
     include: Annotated[list[str] | None, typer.Option(help="glob on keys; may be given several times")] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="glob on keys to leave out; may be given several times")
     ] = None,
+    every: Annotated[int, typer.Option(help="one frame in so many, for video")] = 1,
     labels: Annotated[bool, typer.Option(help="write labels, or make an unlabelled target set")] = True,
+    tags: Annotated[
+        Literal["auto", "masks", "none"],
+        typer.Option(help="image-level labels: what the data set gives, the classes in the masks, or none"),
+    ] = "auto",
     resize: Annotated[tuple[int, int] | None, typer.Option(help="height and width to store [pixels]")] = None,
     limit: Annotated[int | None, typer.Option(help="only the first samples")] = None,
-    max_bad_share: Annotated[float, typer.Option(help="share of unusable samples that is tolerated, 0 to 1")] = 0.0,
-    workers: Annotated[int, typer.Option(help="Ray workers; 0 = in this process")] = 0,
+    max_bad_share: Annotated[
+        float | None, typer.Option(help="share of unusable samples that is tolerated, 0 to 1; default: the layout's")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Ray workers; 0 = in this process; default: all CPUs for large sets")
+    ] = None,
 ) -> None:
     """Convert a data set into shards that training streams."""
     from distuda.data.prepare import prepare as run
 
     console.print(
         run(
-            layout, source, destination, split=split, classes=classes, id_map=id_map, include=include or (),
-            exclude=exclude or (), labels=labels, resize=resize, limit=limit, max_bad_share=max_bad_share,
-            workers=workers,
+            layout, source, destination, split=split, variant=variant, classes=classes, id_map=id_map,
+            include=include or (), exclude=exclude or (), every=every, labels=labels, tags=tags, resize=resize,
+            limit=limit, max_bad_share=max_bad_share, workers=workers,
         ).render()
     )  # fmt: skip
+
+
+@app.command()
+def layouts() -> None:
+    """List the kinds of data sets that `prepare` reads, what they look like and where they come from."""
+    from distuda.report.tables import known_layouts
+
+    console.print(known_layouts())
 
 
 @app.command()

@@ -36,6 +36,12 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
+def is_file(uri: str) -> bool:
+    """Whether a file, not a folder, is there."""
+    fs, path = filesystem(uri)
+    return bool(fs.isfile(path))
+
+
 def list_folder(uri: str) -> list[str]:
     """Base names of the entries of a folder, sorted; empty when the folder is missing."""
     fs, path = filesystem(uri)
@@ -50,6 +56,17 @@ def read_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
     try:
         return bytes(fs.cat_file(path))
+    except FileNotFoundError as error:
+        raise UserError(f"no file at {uri!r}. Check the path and that this machine can reach the storage.") from error
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"cannot read {uri!r}: {error}. Give a file that this user may read.") from error
+
+
+def read_range(uri: str, start: int, end: int) -> bytes:
+    """Bytes ``start`` to ``end - 1``, fewer where the file ends before; errors as in `read_bytes`."""
+    fs, path = filesystem(uri)
+    try:
+        return bytes(fs.cat_file(path, start=start, end=end))
     except FileNotFoundError as error:
         raise UserError(f"no file at {uri!r}. Check the path and that this machine can reach the storage.") from error
     except (IsADirectoryError, NotADirectoryError, PermissionError) as error:

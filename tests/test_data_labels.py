@@ -3,7 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from distuda.data.labels import CLASS_TABLES, ID_MAPS, ClassTable, IdMap, class_table, find_id_map
+from distuda.data.class_tables import CLASS_TABLES, class_table
+from distuda.data.id_maps import find_id_map
+from distuda.data.labels import ClassTable, IdMap
 from distuda.data.streets import Id
 from distuda.errors import UserError
 
@@ -33,18 +35,22 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         class_table("cityscape19")
     with pytest.raises(UserError, match="'cityscapes_ids'"):
         find_id_map("cityscapes_id", class_table("cityscapes19"))
-    with pytest.raises(UserError, match="beyond class table"):
+    with pytest.raises(UserError, match=r"never gives .* It fits cityscapes19"):
         find_id_map("cityscapes_ids", class_table("camvid11"))
 
 
 def test_cityscapes_ids_become_train_ids() -> None:
     ids = np.array([[7, 8, 33, 0], [34 - 1, 255, 9, 11]], np.uint8)
-    assert ID_MAPS["cityscapes_ids"].apply(ids).tolist() == [[0, 1, 18, 255], [18, 255, 255, 2]]
+    ids_map = find_id_map("cityscapes_ids", class_table("cityscapes19"))
+    assert ids_map.apply(ids).tolist() == [
+        [0, 1, 18, 255],
+        [18, 255, 255, 2],
+    ]
 
 
 def test_an_unmapped_id_is_named_with_its_count() -> None:
     with pytest.raises(UserError, match=r"34 \(3 px\).*cityscapes_ids"):
-        ID_MAPS["cityscapes_ids"].apply(np.array([[34, 34], [34, 7]], np.uint8))
+        find_id_map("cityscapes_ids", class_table("cityscapes19")).apply(np.array([[34, 34], [34, 7]], np.uint8))
 
 
 def test_ids_beyond_a_byte() -> None:

@@ -7,7 +7,7 @@ import pytest
 from data_trees import encode, label, picture, write_camvid
 
 from distuda import storage
-from distuda.data import prepare as module
+from distuda.data.conversion import Conversion
 from distuda.data.dataset import open_dataset
 from distuda.data.decode import decode_label
 from distuda.data.manifest import PROGRESS
@@ -125,16 +125,16 @@ def test_mended_samples_are_read_again(camvid: Path, tmp_path: Path) -> None:
 
 def test_a_second_run_keeps_finished_shards(camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
-    real = module._write_one
+    real = Conversion.write
 
-    def counted(*args: object) -> None:
-        if args[2] == 2 and len(written) == 2:
+    def counted(self: Conversion, entries: object, number: int, advance: object) -> None:
+        if number == 2 and len(written) == 2:
             written.append(-1)
             raise KeyboardInterrupt
-        written.append(args[2])  # type: ignore[arg-type]
-        real(*args)  # type: ignore[arg-type]
+        written.append(number)
+        real(self, entries, number, advance)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_write_one", counted)
+    monkeypatch.setattr(Conversion, "write", counted)
     out = str(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         prepare("camvid", str(camvid), out, shard_samples=2)

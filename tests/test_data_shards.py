@@ -7,8 +7,8 @@ from data_trees import TABLE, encode, label, picture, samples
 
 from distuda import storage
 from distuda.data import dataset as dataset_module
+from distuda.data.class_tables import class_table
 from distuda.data.dataset import open_dataset
-from distuda.data.labels import class_table
 from distuda.data.manifest import MANIFEST, Manifest
 from distuda.data.sample import Sample
 from distuda.data.shards import write_shards
@@ -77,7 +77,7 @@ def test_folders_that_are_no_data_set_say_what_to_run(tmp_path: Path) -> None:
         open_dataset(str(tmp_path))
     write_shards(samples(2), str(tmp_path / "set"), TABLE)
     (tmp_path / "set" / MANIFEST).write_text(
-        (tmp_path / "set" / MANIFEST).read_text().replace('version": 1', 'version": 9')
+        (tmp_path / "set" / MANIFEST).read_text().replace('version": 2', 'version": 9')
     )
     with pytest.raises(UserError, match="schema 9"):
         open_dataset(str(tmp_path / "set"))

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distuda.data.class_tables import CLASS_TABLES
 from distuda.data.decode import resize_image
-from distuda.data.labels import CLASS_TABLES
 from distuda.engine.run import Run
 from distuda.models.deeplab import DeepLabV2
 from distuda.models.lite import Lite

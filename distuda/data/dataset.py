@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import track
 
 from distuda import storage
-from distuda.data.labels import CLASS_TABLES, ClassTable
+from distuda.data.class_tables import CLASS_TABLES
+from distuda.data.labels import ClassTable
 from distuda.data.manifest import INDEX, Manifest, RowGroup, read_manifest
 from distuda.data.order import Window
 from distuda.data.shards import is_complete, read_row_group, write_shards

@@ -5,7 +5,7 @@ EXIF orientation is ignored, since labels are drawn on the pixels as stored.
 
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,8 @@ MAX_PIXELS = 80_000_000
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+
+Ids = TypeVar("Ids", np.uint8, np.uint16)
 
 cv2.setNumThreads(0)  # one thread a decode; parallelism comes from decoding several samples at once
 
@@ -97,11 +99,12 @@ def resize_image(image_HWC: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(image_HWC, size[::-1], interpolation=how), np.uint8)
 
 
-def resize_label(label_HW: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """Nearest neighbour at pixel centres, so no new ids appear."""
+def resize_label(label_HW: NDArray[Ids], size: Size) -> NDArray[Ids]:
+    """Nearest neighbour at pixel centres, so no new ids appear; uint8 or uint16 stays what it is."""
     if label_HW.shape == size:
         return label_HW
-    return np.asarray(cv2.resize(label_HW, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+    small = cv2.resize(label_HW, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(small, label_HW.dtype)
 
 
 def window(array: NDArray[np.uint8], region: Size, seed: int, fill: int) -> NDArray[np.uint8]:

@@ -99,8 +99,8 @@ class IdMap:
 
     def apply(self, label_HW: NDArray[Any]) -> NDArray[np.uint8]:
         """Train ids (uint8, 255 = ignore) of a label image of unsigned integers; unknown ids are the user's error."""
-        beyond = label_HW[label_HW >= len(self._lut)]
-        train = self._lut[np.minimum(label_HW, len(self._lut) - 1)]
+        beyond = label_HW[(label_HW >= len(self._lut)) | (label_HW < 0)]
+        train = self._lut[np.clip(label_HW, 0, len(self._lut) - 1)]
         unknown = np.concatenate([beyond, label_HW[train == _UNMAPPED]])
         if unknown.size:
             ids, counts = np.unique(unknown, return_counts=True)
@@ -112,104 +112,3 @@ class IdMap:
 def identity_map(table: ClassTable, ignored: Iterable[int] = (IGNORE,)) -> IdMap:
     """The map for files that hold the table's train ids already."""
     return IdMap(table.name, {i: i for i in range(table.num_classes)}, frozenset(ignored))
-
-
-def _cityscapes_map() -> IdMap:
-    """The official `labels.py` of cityscapesScripts: 19 ids train, all others are ignored (-1 is stored as 255)."""
-    train = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-    ignored = (set(range(34)) - set(train)) | {IGNORE}
-    return IdMap("cityscapes_ids", {source: i for i, source in enumerate(train)}, frozenset(ignored))
-
-
-# The conversion colours of CamVid as published with SegNet.
-_CAMVID = ClassTable(
-    "camvid11",
-    ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
-    (
-        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
-        (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-    ),
-    frozenset({8, 9, 10}),
-)  # fmt: skip
-
-_CITYSCAPES = ClassTable(
-    "cityscapes19",
-    (
-        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
-        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-    ),
-    (
-        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
-        (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0),
-        (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
-    ),
-    frozenset(range(11, 19)),
-)  # fmt: skip
-
-_STREETS = ClassTable(
-    "streets11",
-    ("road", "pavement", "building", "sky", "tree", "pole", "sign", "fence", "car", "person", "cyclist"),
-    (
-        (128, 64, 128), (244, 35, 232), (70, 70, 70), (70, 130, 180), (107, 142, 35), (153, 153, 153),
-        (220, 220, 0), (190, 153, 153), (0, 0, 142), (220, 20, 60), (119, 11, 32),
-    ),
-    frozenset({8, 9, 10}),
-)  # fmt: skip
-
-
-def _bit_palette(count: int) -> tuple[RGB, ...]:
-    """The PASCAL VOC colours: the bits of the id, three at a time, become the high bits of red, green and blue."""
-    colours = [
-        tuple(sum((i >> (3 * bit + c) & 1) << (7 - bit) for bit in range(3)) for c in range(3)) for i in range(count)
-    ]
-    return tuple((r, g, b) for r, g, b in colours)
-
-
-_VOC = ClassTable(
-    "voc21",
-    (
-        "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-        "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-    ),
-    _bit_palette(21),
-    frozenset(range(1, 21)),
-)  # fmt: skip
-
-_MSRC = ClassTable(
-    "msrc23",
-    (
-        "building", "grass", "tree", "cow", "horse", "sheep", "sky", "mountain", "aeroplane", "water", "face", "car",
-        "bicycle", "flower", "sign", "bird", "book", "chair", "road", "cat", "dog", "body", "boat",
-    ),
-    _bit_palette(24)[1:],
-)  # fmt: skip
-
-CLASS_TABLES: dict[str, ClassTable] = {t.name: t for t in (_CAMVID, _CITYSCAPES, _STREETS, _VOC, _MSRC)}
-"""Every class table that can be named on the command line."""
-
-ID_MAPS: dict[str, IdMap] = {
-    "cityscapes_ids": _cityscapes_map(),  # also GTA5, whose palette indices are Cityscapes ids
-    "camvid_segnet": identity_map(_CAMVID, (11, IGNORE)),
-}
-"""Every id map that can be named on the command line; without one, files hold train ids and 255."""
-
-
-def class_table(name: str) -> ClassTable:
-    """The class table of that name."""
-    if name not in CLASS_TABLES:
-        raise UserError(f"no class table {name!r}{nearest(name, CLASS_TABLES)}. Known: {', '.join(CLASS_TABLES)}.")
-    return CLASS_TABLES[name]
-
-
-def find_id_map(name: str | None, table: ClassTable) -> IdMap:
-    """The id map of that name, or the identity on the table when there is none; targets must lie in the table."""
-    if name is None:
-        return identity_map(table)
-    if name not in ID_MAPS:
-        raise UserError(f"no id map {name!r}{nearest(name, ID_MAPS)}. Known: {', '.join(ID_MAPS)}.")
-    chosen = ID_MAPS[name]
-    if max(chosen.train_ids.values()) >= table.num_classes:
-        raise UserError(
-            f"id map {name!r} gives train ids beyond class table {table.name!r} ({table.num_classes} classes)."
-        )
-    return chosen

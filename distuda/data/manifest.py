@@ -11,7 +11,7 @@ from distuda import storage
 from distuda.data.labels import ClassTable
 from distuda.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "samples.parquet"
 PROGRESS = "_progress"
@@ -27,10 +27,15 @@ INDEX_SCHEMA = pa.schema(
         pa.field("width", pa.int32(), nullable=False),
         pa.field("class_pixels", pa.list_(pa.int64())),
         pa.field("digest", pa.binary(32), nullable=False),
+        pa.field("tags", pa.list_(pa.int32())),
+        pa.field("clip", pa.string()),
+        pa.field("frame", pa.int32()),
+        pa.field("has_instances", pa.bool_()),
     ]
 )
 """One line a sample, in the order of shards, row groups and rows; ``class_pixels`` is null without a label, ``digest``
-is the SHA-256 of image and label."""
+is the SHA-256 of image and label. Tags, clip and frame are those of the sample, so clips and tags are found without
+reading an image."""
 
 
 @dataclass(frozen=True)
@@ -68,23 +73,33 @@ class Manifest:
     Attributes:
         table: the class table of the labels, in full.
         row_groups: in the order of the samples.
-        labelled: whether every sample has a label.
+        num_labelled: samples with a label; in video data often one frame in many.
         content_hash: hex SHA-256 over keys, images and labels in order; equal data, equal hash.
         plan: hash of the options that `prepare` ran with; empty when written directly.
     """
 
     table: ClassTable
     row_groups: tuple[RowGroup, ...]
-    labelled: bool
+    num_labelled: int
     content_hash: str
     plan: str = ""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the folder."""
+        return sum(group.rows for group in self.row_groups)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every sample has a label."""
+        return self.num_labelled == self.num_samples
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, as they lie in the file."""
         return {
             "schema_version": SCHEMA_VERSION,
             "classes": self.table.to_json(),
-            "labelled": self.labelled,
+            "num_labelled": self.num_labelled,
             "content_hash": self.content_hash,
             "plan": self.plan,
             "row_groups": [group.to_json() for group in self.row_groups],
@@ -94,7 +109,8 @@ class Manifest:
     def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
         """The inverse of `to_json`."""
         groups = tuple(RowGroup.from_json(group) for group in data["row_groups"])
-        return cls(ClassTable.from_json(data["classes"]), groups, data["labelled"], data["content_hash"], data["plan"])
+        table = ClassTable.from_json(data["classes"])
+        return cls(table, groups, data["num_labelled"], data["content_hash"], data["plan"])
 
 
 def write_manifest(uri: str, manifest: Manifest) -> None:

@@ -1,41 +1,37 @@
-"""A source folder to a shard folder: checked, restartable, parallel when asked, and refusing nothing silently."""
+"""A source folder to a shard folder: checked, restartable, parallel, and refusing nothing silently."""
 
 import fnmatch
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from distuda import storage
-from distuda.data.decode import SampleError, Size
-from distuda.data.labels import ClassTable, IdMap, class_table, find_id_map
-from distuda.data.layouts import Entry, find_layout, load_sample
+from distuda.data.class_tables import class_table
+from distuda.data.conversion import BadSample, Conversion
+from distuda.data.decode import Size
+from distuda.data.id_maps import find_id_map
+from distuda.data.labels import ClassTable
+from distuda.data.layouts import Entry, Layout, Reading, find_layout
+from distuda.data.layouts.entry import choose
 from distuda.data.manifest import PROGRESS, Manifest, read_manifest
-from distuda.data.sample import Sample
-from distuda.data.shards import (
-    ROW_GROUP_BYTES,
-    SHARD_SAMPLES,
-    Part,
-    finish,
-    is_complete,
-    shard_name,
-    write_shard,
-)
+from distuda.data.shards import ROW_GROUP_BYTES, SHARD_SAMPLES, finish, is_complete
+from distuda.data.source import Tree
 from distuda.errors import UserError
 
 BAD_SAMPLES = "bad_samples.jsonl"
 """One line a sample that was left out: key, image, label, reason."""
 
 PLAN = "plan.json"
+
+PARALLEL_FROM = 2000
+"""Samples from which Ray is started unless the user says otherwise; below, its start takes longer than it saves."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +62,13 @@ class Summary:
         """Counts and class frequencies for the console."""
         megabytes = sum(group.bytes for group in self.manifest.row_groups) / 1e6
         bad = f", {self.num_bad} left out (see {BAD_SAMPLES})" if self.num_bad else ""
-        title = f"{self.uri}: {self.num_samples} samples, {megabytes:.1f} MB{bad}"
+        labelled = self.manifest.num_labelled
+        some = f", {labelled} with labels" if 0 < labelled < self.num_samples else ""
+        title = f"{self.uri}: {self.num_samples} samples{some}, {megabytes:.1f} MB{bad}"
         table = Table("class", "share of pixels", title=title, title_justify="left", min_width=len(title))
         for name, share in zip(self.manifest.table.classes, self.class_frequencies(), strict=True):
-            table.add_row(name, f"{share:.2%}" if self.manifest.labelled else "no labels")
+            table.add_row(name, f"{share:.2%}" if labelled else "no labels")
         return table
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything a worker needs to write one shard."""
-
-    destination: str
-    table: ClassTable
-    ids: IdMap
-    labels: bool
-    resize: Size | None
-    row_group_bytes: int
 
 
 def prepare(
@@ -91,15 +77,18 @@ def prepare(
     destination_uri: str,
     *,
     split: str | None = None,
+    variant: str | None = None,
     classes: str | None = None,
     id_map: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    every: int = 1,
     labels: bool = True,
+    tags: Literal["auto", "masks", "none"] = "auto",
     resize: Size | None = None,
     limit: int | None = None,
-    max_bad_share: float = 0.0,
-    workers: int = 0,
+    max_bad_share: float | None = None,
+    workers: int | None = None,
     row_group_bytes: int = ROW_GROUP_BYTES,
     shard_samples: int = SHARD_SAMPLES,
 ) -> Summary:
@@ -107,18 +96,22 @@ def prepare(
 
     Args:
         layout: a key of `LAYOUTS`.
-        source_uri: any fsspec URI.
+        source_uri: folder or archive, any fsspec URI.
         destination_uri: any fsspec URI; missing, empty, or left by an interrupted run.
         split: part of the source, None = all of it.
+        variant: kind of the data set where several lie side by side, None = the layout's first.
         classes: name of the class table, None = that of the layout.
-        id_map: name of the id map, None = that of the layout.
+        id_map: name of the label files' ids, None = that of the layout.
         include: globs on keys; when there are any, a sample needs one match.
         exclude: globs on keys; a sample that matches one is left out.
+        every: take one sample in so many, the first of each clip included; for video.
         labels: False writes an unlabelled set even where labels exist.
+        tags: image-level labels: "auto" = those that the layout gives, "masks" = the classes in the label, "none".
         resize: (height, width) to store smaller images; None keeps the files as they are.
         limit: only so many samples, the first in key order.
-        max_bad_share: share of samples that may be unusable, 0..1; above it the run fails.
-        workers: Ray workers that write shards at once; 0 = in this process, without Ray.
+        max_bad_share: share of samples that may be unusable, 0..1; above it the run fails. None = the layout's.
+        workers: Ray workers that write shards at once; 0 = in this process, without Ray; None = as many as there are
+            CPUs from `PARALLEL_FROM` samples on, else 0.
         row_group_bytes: encoded bytes of a row group, the unit of reading.
         shard_samples: samples of a shard, the unit of writing and restarting.
 
@@ -126,23 +119,49 @@ def prepare(
         UserError: empty source, too many bad samples, or a destination that holds something else.
     """
     kind = find_layout(layout)
-    if classes is None and kind.classes is None:
-        raise UserError(f"layout {layout!r} has no class table of its own. Name one, for instance cityscapes19.")
-    table = class_table(classes or str(kind.classes))
-    entries = list(islice(_selected(kind.entries(source_uri, split), include, exclude), limit))
+    tree = Tree(source_uri)
+    table = _table(layout, kind, tree, split, classes)
+    ids = find_id_map(id_map or (None if kind.own_table and not classes else kind.ids), table)
+    found = kind.entries(tree, split, _variant(layout, kind, variant))
+    entries = list(islice(_thinned(_selected(found, include, exclude), every), limit))
     if not entries:
-        raise UserError(f"no sample found in {source_uri!r}. Layout {layout!r} expects {kind.summary}; check filters.")
-    known_ids = id_map if id_map or classes not in (None, kind.classes) else kind.id_map
-    job = _Job(destination_uri, table, find_id_map(known_ids, table), labels, resize, row_group_bytes)
-    plan = _plan(job, entries, shard_samples)
+        raise UserError(_nothing(layout, kind, tree))
+    reading = Reading(kind, table, ids, labels, tags, resize)
+    job = Conversion(destination_uri, reading, row_group_bytes)
+    plan = _plan(layout, job, entries, shard_samples)
     if is_complete(destination_uri):
         return _already_there(destination_uri, plan)
     _begin(destination_uri, plan)
     shards = [entries[i : i + shard_samples] for i in range(0, len(entries), shard_samples)]
-    bad = _write_all(job, shards, workers)
-    _judge(job, shards, bad, max_bad_share)
-    parts = [Part.load(_part_uri(destination_uri, number)) for number in range(len(shards))]
-    return Summary(destination_uri, finish(destination_uri, table, parts, plan), sum(map(len, bad)))
+    bad = job.write_all(shards, _num_workers(len(entries)) if workers is None else workers)
+    _judge(job, shards, bad, kind.bad_share if max_bad_share is None else max_bad_share)
+    manifest = finish(destination_uri, table, job.parts(len(shards)), plan, sparse=kind.sparse)
+    return Summary(destination_uri, manifest, sum(map(len, bad)))
+
+
+def _table(layout: str, kind: Layout, tree: Tree, split: str | None, classes: str | None) -> ClassTable:
+    if classes is None and kind.own_table is not None:
+        return kind.own_table(tree, split)
+    if classes is None and kind.classes is None:
+        raise UserError(f"layout {layout!r} has no class table of its own. Name one, for instance cityscapes19.")
+    return class_table(classes or str(kind.classes))
+
+
+def _variant(layout: str, kind: Layout, variant: str | None) -> str | None:
+    if not kind.variants:
+        if variant is not None:
+            raise UserError(f"layout {layout!r} has no variants. Leave {variant!r} out.")
+        return None
+    return choose("variant", variant or kind.variants[0], kind.variants)[0]
+
+
+def _nothing(layout: str, kind: Layout, tree: Tree) -> str:
+    """Why there is no sample, and where the data set comes from."""
+    obtain = f" It comes as {kind.obtain}." if kind.obtain else ""
+    return (
+        f"no sample found in {tree.uri!r}. Layout {layout!r} expects {kind.summary}, unpacked or as the archives "
+        f"they come in.{obtain} Check the folder, the split and the filters."
+    )
 
 
 def _selected(entries: Iterable[Entry], include: Sequence[str], exclude: Sequence[str]) -> Iterator[Entry]:
@@ -152,15 +171,36 @@ def _selected(entries: Iterable[Entry], include: Sequence[str], exclude: Sequenc
             yield entry
 
 
-def _plan(job: _Job, entries: Sequence[Entry], shard_samples: int) -> str:
+def _thinned(entries: Iterable[Entry], every: int) -> Iterator[Entry]:
+    """One entry in ``every``, counted anew in each clip."""
+    if every < 1:
+        raise UserError(f"every = {every} takes no sample. Give 1 to take all, 2 for every second, and so on.")
+    clip, number = None, 0
+    for entry in entries:
+        clip, number = (clip, number + 1) if entry.clip == clip and number else (entry.clip, 1)
+        if (number - 1) % every == 0:
+            yield entry
+
+
+def _num_workers(num_samples: int) -> int:
+    from distuda.cluster.local import num_cores
+
+    return num_cores() if num_samples >= PARALLEL_FROM else 0
+
+
+def _plan(layout: str, job: Conversion, entries: Sequence[Entry], shard_samples: int) -> str:
     """Hash of all that decides the shards: equal plans may share finished shards."""
+    how = job.reading
     facts = {
-        "entries": [asdict(entry) for entry in entries],
-        "classes": job.table.to_json(),
-        "ids": [job.ids.name, sorted(job.ids.train_ids.items()), sorted(job.ids.ignored)],
-        "options": [job.labels, job.resize, job.row_group_bytes, shard_samples],
+        "layout": layout,
+        "classes": how.table.to_json(),
+        "ids": [how.ids.name, sorted(how.ids.train_ids.items()), sorted(how.ids.ignored)],
+        "options": [how.labels, how.tags, how.resize, job.row_group_bytes, shard_samples],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for entry in entries:
+        total.update(repr(entry).encode())
+    return total.hexdigest()
 
 
 def _already_there(uri: str, plan: str) -> Summary:
@@ -185,70 +225,12 @@ def _begin(uri: str, plan: str) -> None:
         storage.write_bytes(marker, plan.encode())
 
 
-def _write_all(job: _Job, shards: Sequence[Sequence[Entry]], workers: int) -> list[list[dict[str, Any]]]:
-    """Write the shards that are missing; the bad samples of each shard, finished earlier or now."""
-    done = set(storage.list_folder(storage.join(job.destination, PROGRESS)))
-    missing = [number for number in range(len(shards)) if shard_name(number) not in done]
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
-        task = progress.add_task("preparing", total=sum(map(len, shards)))
-        progress.advance(task, sum(len(shards[n]) for n in set(range(len(shards))) - set(missing)))
-        if workers:
-            _write_with_ray(job, shards, missing, workers, partial(progress.advance, task))
-        else:
-            for number in missing:
-                _write_one(job, shards[number], number, partial(progress.advance, task))
-    return [_read_bad(job.destination, number) for number in range(len(shards))]
-
-
-def _write_one(job: _Job, entries: Sequence[Entry], number: int, advance: Callable[[int], None]) -> None:
-    """Write a shard, then its bad samples, then its part: the part's presence means the shard is done."""
-    bad: list[dict[str, Any]] = []
-
-    def good() -> Iterator[Sample]:
-        for entry in entries:
-            try:
-                yield load_sample(entry, job.table, job.ids, labels=job.labels, resize=job.resize)
-            except SampleError as error:
-                bad.append({"key": entry.key, "image": entry.image, "label": entry.label, "reason": error.reason})
-            advance(1)
-
-    part = write_shard(good(), job.destination, number, job.table.num_classes, job.row_group_bytes)
-    if bad:
-        lines = "".join(json.dumps(line) + "\n" for line in bad)
-        storage.write_bytes(_bad_uri(job.destination, number), lines.encode())
-    part.save(_part_uri(job.destination, number))
-
-
-def _write_with_ray(
-    job: _Job, shards: Sequence[Sequence[Entry]], missing: Sequence[int], workers: int, advance: Callable[[int], None]
-) -> None:
-    """One Ray Data block a shard, so that shards are written at once on whatever nodes there are."""
-    import ray
-
-    from distuda.cluster.local import quiet_data, start_ray
-
-    if not missing:
-        return
-    start_ray()
-    quiet_data()
-
-    def write(row: dict[str, Any]) -> dict[str, Any]:
-        _write_one(job, row["entries"], row["number"], lambda _: None)
-        return {"count": len(row["entries"])}
-
-    items = [{"number": number, "entries": list(shards[number])} for number in missing]
-    blocks = ray.data.from_items(items, override_num_blocks=len(items))
-    for row in blocks.map(write, concurrency=workers).iter_rows():
-        advance(row["count"])
-
-
 def _judge(
-    job: _Job, shards: Sequence[Sequence[Entry]], bad: Sequence[Sequence[dict[str, Any]]], allowed: float
+    job: Conversion, shards: Sequence[Sequence[Entry]], bad: Sequence[Sequence[BadSample]], allowed: float
 ) -> None:
     """List the bad samples and fail when they are too many; their shards are then written again by the next run."""
-    listed, total = [line for lines in bad for line in lines], sum(map(len, shards))
+    listed: list[dict[str, Any]] = [line for lines in bad for line in lines]
+    total = sum(map(len, shards))
     if not listed:
         return
     where = storage.join(job.destination, BAD_SAMPLES)
@@ -257,36 +239,9 @@ def _judge(
         return
     for number, lines in enumerate(bad):
         if lines:
-            storage.remove(_part_uri(job.destination, number))
-            storage.remove(_bad_uri(job.destination, number))
+            job.forget(number)
     first = "\n".join(f"  {line['key']}: {line['reason']}" for line in listed[:5])
     raise UserError(
         f"{len(listed)} of {total} samples cannot be used, {allowed:.1%} are allowed:\n{first}\n"
         f"All are listed in {where}. Mend them and run again, or raise the allowed share (max_bad_share)."
     )
-
-
-def _part_uri(uri: str, number: int) -> str:
-    return storage.join(uri, PROGRESS, shard_name(number))
-
-
-def _bad_uri(uri: str, number: int) -> str:
-    return storage.join(uri, PROGRESS, f"bad-{number:05d}.jsonl")
-
-
-def _read_bad(uri: str, number: int) -> list[dict[str, Any]]:
-    where = _bad_uri(uri, number)
-    lines = storage.read_bytes(where).splitlines() if storage.exists(where) else []
-    return [json.loads(line) for line in lines]
-
-
-class _Rate(TextColumn):
-    """Samples per second."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-
-    def render(self, task: Any) -> Any:
-        """The rate as text."""
-        self.text_format = f"{task.speed or 0:.0f}/s"
-        return super().render(task)

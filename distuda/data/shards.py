@@ -111,8 +111,11 @@ def write_shard(samples: Iterable[Sample], uri: str, number: int, num_classes: i
     return part
 
 
-def finish(uri: str, table: ClassTable, parts: Sequence[Part], plan: str = "") -> Manifest:
-    """Write index and manifest over written shards, then remove the traces of progress."""
+def finish(uri: str, table: ClassTable, parts: Sequence[Part], plan: str = "", *, sparse: bool = False) -> Manifest:
+    """Write index and manifest over written shards, then remove the traces of progress.
+
+    Unless ``sparse``, either all samples have labels or none.
+    """
     groups = tuple(group for part in parts for group in part.groups)
     if not groups:
         raise UserError(f"there is no sample to write to {uri!r}. Check the source folder and the filters.")
@@ -122,11 +125,11 @@ def finish(uri: str, table: ClassTable, parts: Sequence[Part], plan: str = "") -
     if times > 1:
         raise UserError(f"key {key!r} occurs {times} times. Keys must be unique in a data set; rename the files.")
     num_unlabelled = index["class_pixels"].null_count
-    if 0 < num_unlabelled < len(keys):
+    if not sparse and 0 < num_unlabelled < len(keys):
         raise UserError(f"{num_unlabelled} of {len(keys)} samples have no label. Give all of them labels, or none.")
     with _whole_file(storage.join(uri, INDEX)) as path:
         pq.write_table(index, path)
-    manifest = Manifest(table, groups, num_unlabelled == 0, _content_hash(index), plan)
+    manifest = Manifest(table, groups, len(keys) - num_unlabelled, _content_hash(index), plan)
     write_manifest(uri, manifest)
     storage.remove(storage.join(uri, PROGRESS))
     return manifest
@@ -200,6 +203,10 @@ def _record(part: Part, rows: list[Sample], name: str, num_classes: int) -> None
             "width": row.width,
             "class_pixels": pixels[i],
             "digest": hashlib.sha256(row.image + (row.label or b"")).digest(),
+            "tags": row.tags,
+            "clip": row.clip,
+            "frame": row.frame,
+            "has_instances": row.instance is not None,
         }
         for i, row in enumerate(rows)
     ]

@@ -21,6 +21,18 @@ def recipe_fields() -> Table:
     return table
 
 
+def known_layouts() -> Table:
+    """The data sets that `distuda prepare` reads."""
+    from distuda.data.layouts import LAYOUTS
+
+    table = Table("layout", "looks like", "classes", "splits, variants", "comes as", box=None, pad_edge=False)
+    for name, layout in LAYOUTS.items():
+        parts = ", ".join(layout.splits) + (f"; {', '.join(layout.variants)}" if layout.variants else "")
+        classes = layout.classes or ("in the files" if layout.own_table else "--classes")
+        table.add_row(name, escape(layout.summary), classes, parts, layout.obtain)
+    return table
+
+
 def scores(row: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> Table:
     """IoU by class and what it was measured on; with a baseline, both and the difference in points.
 

@@ -1,16 +1,14 @@
 """The source layouts that `distuda prepare` reads: one file each, one line each here."""
 
 from distuda.data.layouts import camvid, folder
-from distuda.data.layouts.entry import Entry, Layout, load_sample
+from distuda.data.layouts.entry import Entry, Layout, Reading, load_sample
 from distuda.errors import UserError, nearest
 
-__all__ = ["LAYOUTS", "Entry", "Layout", "find_layout", "load_sample"]
+__all__ = ["LAYOUTS", "Entry", "Layout", "Reading", "find_layout", "load_sample"]
 
 LAYOUTS: dict[str, Layout] = {
-    "camvid": Layout(
-        camvid.entries, "camvid11", "camvid_segnet", "train/ trainannot/ val/ valannot/ (SegNet's CamVid)"
-    ),
-    "folder": Layout(folder.entries, None, None, "images/ and labels/ with the same names"),
+    "camvid": camvid.LAYOUT,
+    "folder": folder.LAYOUT,
 }
 
 

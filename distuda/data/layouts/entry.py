@@ -1,91 +1,183 @@
 """What every layout yields: where the files of one sample lie, and how they become a `Sample`."""
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distuda import storage
 from distuda.data.decode import SampleError, Size, decode_image, decode_label, resize_image, resize_label
-from distuda.data.labels import ClassTable, IdMap
+from distuda.data.labels import IGNORE, ClassTable, IdMap
 from distuda.data.sample import Sample
-from distuda.errors import UserError
+from distuda.data.source import File, Tree
+from distuda.errors import UserError, nearest
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+class Readable(Protocol):
+    """Where an image comes from: a `File`, or a frame of a video."""
+
+    def read(self) -> bytes:
+        """The encoded image."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One sample of a source folder, not yet read.
+    """One sample of a source, not yet read.
 
     Attributes:
         key: of the sample.
-        image: URI of the image file.
-        label: URI of the label file; None when there is none.
+        image: the image.
+        label: the label file; None when there is none.
+        instance: the file of instance ids, where it is another one; None when there is none.
         tags: class names known to be in the image; None when unknown.
+        tag_file: a file that says which classes are in the image, for layouts that read it later.
+        segments: of a panoptic label: segment id -> (category id, instance number or 0); None for other labels.
         clip, frame: place in a video; None for still images.
     """
 
     key: str
-    image: str
-    label: str | None = None
+    image: Readable
+    label: File | None = None
+    instance: File | None = None
     tags: tuple[str, ...] | None = None
+    tag_file: File | None = None
+    segments: Mapping[int, tuple[int, int]] | None = None
     clip: str | None = None
     frame: int | None = None
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a kind of source folder is read.
+class Annotation:
+    """What a label file says.
 
     Attributes:
-        entries: (folder URI, split or None for all) -> entries in key order; cheap, opens no image.
-        classes: the class table's name unless the user names another; None when the user has to.
-        id_map: the id map's name unless the user names another; None when files hold train ids.
-        summary: one line on what the folder looks like.
+        ids_HW: the data set's own ids, unsigned integers (H, W).
+        instance_HW: uint16 (H, W), 0 = no instance; None when unknown.
     """
 
-    entries: Callable[[str, str | None], Iterable[Entry]]
+    ids_HW: NDArray[Any]
+    instance_HW: NDArray[np.uint16] | None = None
+
+
+def plain_annotation(entry: Entry) -> Annotation:
+    """A label file with one channel of ids, grey or palette, and no instances."""
+    assert entry.label is not None
+    return Annotation(decode_label(entry.label.read(), entry.key))
+
+
+def given_tags(entry: Entry) -> tuple[str, ...] | None:
+    """Tags that the entry holds already."""
+    return entry.tags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a kind of source is read.
+
+    Attributes:
+        entries: (tree, split or None for all, variant) -> entries in key order; cheap, opens no image.
+        classes: the class table's name unless the user names another; None when the user has to.
+        ids: what the label files' ids are (`id_maps.LABEL_IDS`); None when they hold train ids.
+        summary: what the folder looks like, in one line.
+        obtain: what its owner calls the files, where they come from, and that one has to register.
+        splits: names of the splits; empty when the layout takes any.
+        variants: kinds of the data set that lie side by side, the default first; empty when there is one.
+        annotate: reads label (and instances) of an entry that has a label file.
+        tags: reads the class names known to be in an entry's image; None when unknown.
+        own_table: reads the class table out of the source, for layouts that carry it.
+        sparse: whether it is usual that only some frames have labels.
+        bad_share: share of samples that may be unusable unless the user says otherwise, 0..1.
+    """
+
+    entries: Callable[[Tree, str | None, str | None], Iterable[Entry]]
     classes: str | None
-    id_map: str | None
+    ids: str | None
     summary: str
+    obtain: str = ""
+    splits: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    annotate: Callable[[Entry], Annotation] = plain_annotation
+    tags: Callable[[Entry], tuple[str, ...] | None] = given_tags
+    own_table: Callable[[Tree, str | None], ClassTable] | None = None
+    sparse: bool = False
+    bad_share: float = 0.0
 
 
-def find_images(uri: str) -> dict[str, str]:
-    """Relative path without suffix -> URI of every image below a folder, sorted; empty when it is missing."""
-    fs, root = storage.filesystem(uri)
-    paths = sorted(str(path) for path in fs.find(root)) if fs.isdir(root) else []
-    relative = [path[len(root.rstrip("/")) + 1 :] for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
-    return {path.rsplit(".", 1)[0]: storage.join(uri, path) for path in relative}
+def stem(path: str) -> str:
+    """A path without its suffix."""
+    return path.rsplit(".", 1)[0]
 
 
-def load_sample(entry: Entry, table: ClassTable, ids: IdMap, *, labels: bool, resize: Size | None) -> Sample:
-    """Read and check one sample; the image stays as it came unless ``resize`` (height, width) asks for another size.
+def choose(name: str, given: str | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The split or variant that was asked for; all known ones when none was.
+
+    Raises:
+        UserError: not a known one.
+    """
+    if given is None:
+        return tuple(known)
+    if given not in known:
+        raise UserError(f"no {name} {given!r}{nearest(given, known)}. Known: {', '.join(known)}.")
+    return (given,)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is taken from each entry, and how.
+
+    Attributes:
+        layout: the kind of source.
+        table: what the written train ids mean.
+        ids: from the files' ids to train ids.
+        labels: whether labels and instances are taken.
+        tags: image-level labels: "auto" = those that the layout gives, "masks" = the classes in the label, "none".
+        resize: (height, width) to store smaller images; None keeps the files as they are.
+    """
+
+    layout: Layout
+    table: ClassTable
+    ids: IdMap
+    labels: bool = True
+    tags: Literal["auto", "masks", "none"] = "auto"
+    resize: Size | None = None
+
+
+def load_sample(entry: Entry, reading: Reading) -> Sample:
+    """Read and check one sample; the image stays as it came unless ``resize`` asks for another size.
 
     Raises:
         SampleError: names the key and why the sample cannot be used.
     """
     try:
-        content = storage.read_bytes(entry.image)
-        image = _checked_image(content, entry.key)
-        label = _load_label(entry, ids, image.shape[:2]) if labels else None
-        tags = None if entry.tags is None else [table.index(name) for name in entry.tags]
+        return _load(entry, reading)
     except SampleError:
         raise
     except UserError as error:
         raise SampleError(entry.key, str(error)) from error
-    if resize is not None:
-        image = resize_image(image, resize)
+
+
+def _load(entry: Entry, reading: Reading) -> Sample:
+    content = entry.image.read()
+    image = _checked_image(content, entry.key)
+    label, instance = _labels(entry, reading, image.shape[:2])
+    tags = _tags(entry, reading, label)
+    if not reading.labels:
+        label = instance = None
+    if reading.resize is not None:
+        image = resize_image(image, reading.resize)
         content = _encode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-        label = None if label is None else resize_label(label, resize)
+        label = None if label is None else resize_label(label, reading.resize)
+        instance = None if instance is None else resize_label(instance, reading.resize)
     return Sample(
         key=entry.key,
         image=content,
         label=None if label is None else _encode(".png", label, []),
+        instance=None if instance is None else _encode(".png", instance, []),
         tags=tags,
         clip=entry.clip,
         frame=entry.frame,
@@ -105,24 +197,44 @@ def _checked_image(content: bytes, key: str) -> NDArray[np.uint8]:
     return image
 
 
-def _load_label(entry: Entry, ids: IdMap, size: tuple[int, ...]) -> NDArray[np.uint8]:
+def _labels(
+    entry: Entry, reading: Reading, size: tuple[int, ...]
+) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint16] | None]:
+    """Train ids and instances, each checked against the image's size; None where they are absent or not wanted."""
+    if not reading.labels and reading.tags != "masks":
+        return None, None
     if entry.label is None:
-        raise SampleError(entry.key, f"no label file for {entry.image!r}.")
+        if reading.layout.sparse:
+            return None, None
+        raise SampleError(entry.key, f"no label file for {str(entry.image)!r}.")
     try:
-        label = ids.apply(decode_label(storage.read_bytes(entry.label), entry.key))
+        found = reading.layout.annotate(entry)
+        label = reading.ids.apply(found.ids_HW)
     except SampleError as error:
-        raise SampleError(entry.key, f"{error.reason} ({entry.label!r})") from error
+        raise SampleError(entry.key, f"{error.reason} ({str(entry.label)!r})") from error
     except UserError as error:
-        raise SampleError(entry.key, f"{error} ({entry.label!r})") from error
-    if label.shape != size:
-        raise SampleError(
-            entry.key,
-            f"label is {label.shape[1]}x{label.shape[0]} but the image is {size[1]}x{size[0]} ({entry.label!r}).",
-        )
-    return label
+        raise SampleError(entry.key, f"{error} ({str(entry.label)!r})") from error
+    for what, array in (("label", label), ("instance map", found.instance_HW)):
+        if array is not None and array.shape != size:
+            sizes = f"{what} is {array.shape[1]}x{array.shape[0]} but the image is {size[1]}x{size[0]}"
+            raise SampleError(entry.key, f"{sizes} ({str(entry.label)!r}).")
+    return label, found.instance_HW
 
 
-def _encode(suffix: str, array: NDArray[np.uint8], options: list[int]) -> bytes:
+def _tags(entry: Entry, reading: Reading, label: NDArray[np.uint8] | None) -> list[int] | None:
+    """Train ids of the classes in the image, ascending; "background" is no tag."""
+    if reading.tags == "none":
+        return None
+    if reading.tags == "auto":
+        names = reading.layout.tags(entry)
+        return None if names is None else sorted({reading.table.index(name) for name in names})
+    if label is None:
+        return None
+    present = set(np.unique(label).tolist()) - {IGNORE}
+    return sorted(i for i in present if reading.table.classes[i] != "background")
+
+
+def _encode(suffix: str, array: NDArray[Any], options: list[int]) -> bytes:
     done, content = cv2.imencode(suffix, np.ascontiguousarray(array), options)
     assert done
     return content.tobytes()

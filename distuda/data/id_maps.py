@@ -1,0 +1,101 @@
+"""What the ids in a data set's label files mean, and the maps from them to the train ids of any class table.
+
+Ids are listed by class name, so that one list serves every subset of classes. Sources: cityscapesScripts
+(helpers/labels.py), the class lists in the SYNTHIA and VIPER releases, and the protocols of AdvEnt (16 and 13 classes)
+and DA-VSN (15, 12 and 11 classes).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from distuda.data.class_tables import CLASS_TABLES
+from distuda.data.labels import IGNORE, ClassTable, IdMap, identity_map
+from distuda.errors import UserError, nearest
+
+# Where a table has no class of that name, its pixels count as this one.
+_MERGED: dict[str, dict[str, str]] = {"viper15": {"rider": "person"}}
+
+
+@dataclass(frozen=True)
+class Ids:
+    """The ids of one kind of label file.
+
+    Attributes:
+        classes: id -> class name; several ids may share one.
+        others: ids that occur and mean nothing that is trained; any further id is an error.
+    """
+
+    classes: Mapping[int, str]
+    others: frozenset[int]
+
+
+def _ids(classes: Mapping[int, str], known: Iterable[int]) -> Ids:
+    return Ids(classes, (frozenset(known) | {IGNORE}) - set(classes))
+
+
+def _train_ids(table: str) -> Ids:
+    return _ids(dict(enumerate(CLASS_TABLES[table].classes)), ())
+
+
+_CITYSCAPES = dict(
+    zip(
+        (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33),
+        CLASS_TABLES["cityscapes19"].classes,
+        strict=True,
+    )
+)
+
+_SYNTHIA = {
+    1: "sky", 2: "building", 3: "road", 4: "sidewalk", 5: "fence", 6: "vegetation", 7: "pole", 8: "car",
+    9: "traffic sign", 10: "person", 11: "bicycle", 12: "motorcycle", 15: "traffic light", 16: "terrain", 17: "rider",
+    18: "truck", 19: "bus", 20: "train", 21: "wall",
+}  # fmt: skip
+
+# The video sequences use an older list: 11 is a cyclist there, and there is nothing beyond 15.
+_SYNTHIA_SEQ = {i: name for i, name in _SYNTHIA.items() if i <= 10 or i == 15} | {11: "rider"}
+
+_VIPER = {
+    2: "sky", 3: "road", 4: "sidewalk", 6: "terrain", 7: "vegetation", 8: "vegetation", 9: "building", 11: "fence",
+    13: "traffic light", 14: "traffic sign", 20: "person", 22: "bicycle", 23: "motorcycle", 24: "car", 26: "bus",
+    27: "truck",
+}  # fmt: skip
+
+LABEL_IDS: dict[str, Ids] = {
+    "cityscapes_ids": _ids(_CITYSCAPES, range(34)),
+    "cityscapes_train_ids": _train_ids("cityscapes19"),
+    "gta5_ids": _ids(_CITYSCAPES, range(35)),  # Cityscapes' ids, and 34 for licence plates
+    "synthia_ids": _ids(_SYNTHIA, range(23)),
+    "synthia_seq_ids": _ids(_SYNTHIA_SEQ, range(16)),
+    "viper_ids": _ids(_VIPER, range(32)),
+    "voc_ids": _train_ids("voc21"),
+    "camvid_segnet": _ids(dict(enumerate(CLASS_TABLES["camvid11"].classes)), (11,)),
+}
+"""Every kind of ids that can be named on the command line; without one, files hold train ids and 255."""
+
+
+def find_id_map(name: str | None, table: ClassTable) -> IdMap:
+    """The map from ids of that name to the table's train ids; without a name, the identity on the table.
+
+    Raises:
+        UserError: no such ids, or ids that never give one of the table's classes.
+    """
+    if name is None:
+        return identity_map(table)
+    if name not in LABEL_IDS:
+        raise UserError(f"no id map {name!r}{nearest(name, LABEL_IDS)}. Known: {', '.join(LABEL_IDS)}.")
+    ids = LABEL_IDS[name]
+    merged = _MERGED.get(table.name, {})
+    named = {i: merged.get(known, known) for i, known in ids.classes.items()}
+    absent = [known for known in table.classes if known not in named.values()]
+    if absent:
+        fitting = [other.name for other in CLASS_TABLES.values() if _covers(ids, other)]
+        raise UserError(
+            f"id map {name!r} never gives {', '.join(map(repr, absent[:3]))} of class table {table.name!r}. "
+            f"It fits {', '.join(fitting)}."
+        )
+    train = {i: table.index(known) for i, known in named.items() if known in table.classes}
+    return IdMap(name, train, ids.others | (set(named) - set(train)))
+
+
+def _covers(ids: Ids, table: ClassTable) -> bool:
+    return set(table.classes) <= set(ids.classes.values())
