@@ -90,13 +90,20 @@ def layouts() -> None:
 @app.command()
 def inspect(
     uri: Annotated[str, typer.Argument(help="prepared shards, or streets://STYLE")],
-    sheet: Annotated[str, typer.Option(help="PNG file of the contact sheet")] = "contact_sheet.png",
-    num: Annotated[int, typer.Option(help="samples on the sheet")] = 12,
+    other: Annotated[
+        str | None, typer.Argument(help="a second data set to compare with, for example the target", show_default=False)
+    ] = None,
+    out: Annotated[str, typer.Option(help="HTML file of the page, any fsspec URI")] = "inspect.html",
+    sheet: Annotated[str | None, typer.Option(help="PNG file of the contact sheet alone; default: none")] = None,
+    num: Annotated[int, typer.Option(min=1, help="samples shown as pictures")] = 12,
+    num_stats: Annotated[int, typer.Option(min=1, help="images measured, evenly spaced")] = 200,
+    num_clips: Annotated[int, typer.Option(min=0, help="clips shown as animated preview")] = 2,
 ) -> None:
-    """Show what is in a data set: counts, class frequencies, a contact sheet."""
-    from distuda.data.inspect import inspect as run
+    """Look at a data set, or at the gap between two: counts, class shares, image statistics, pictures, clips."""
+    from distuda.report.dataset_report import inspect_datasets
 
-    console.print(run(uri, out=sheet, num=num))
+    uris = [uri] if other is None else [uri, other]
+    console.print(inspect_datasets(uris, out=out, sheet=sheet, num=num, num_stats=num_stats, num_clips=num_clips))
 
 
 @app.command(add_help_option=False)

@@ -38,6 +38,9 @@ class Domain(Section):
     uri: str = Field(description="prepared shards: a folder, an fsspec URI, or streets://STYLE")
     size: Size | None = Field(None, description="height and width every image is resized to, none = native [pixels]")
     window: int = Field(4, ge=1, description="row groups shuffled together; memory grows with it [row groups]")
+    max_bad_share: float = Field(
+        0.0, ge=0, le=1, description="samples that may be damaged and are passed over, 0 = stop at the first [share]"
+    )
 
 
 class Source(Domain):

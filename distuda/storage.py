@@ -26,8 +26,8 @@ def is_local(uri: str) -> bool:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Parts appended to a URI with single slashes."""
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+    """Parts appended to a URI with single slashes; empty parts are left out."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts if part.strip("/"))])
 
 
 def exists(uri: str) -> bool:

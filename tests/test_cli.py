@@ -136,7 +136,9 @@ def test_inspect_draws_a_sheet(
     tmp_path: Path, domains: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sheet = tmp_path / "sheet.png"
-    assert run(["inspect", domains[0].split("=")[1], "--sheet", str(sheet)], monkeypatch) == 0
+    page = tmp_path / "inspect.html"
+    words = ["inspect", domains[0].split("=")[1], "--out", str(page), "--sheet", str(sheet)]
+    assert run(words, monkeypatch) == 0 and b"<html" in page.read_bytes()
     assert "wall" in capsys.readouterr().out and sheet.read_bytes()[:4] == b"\x89PNG"
     shutil.rmtree(tmp_path)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from settings import SETTINGS, TABLE, tiny_batch, tiny_method, tiny_recipe, tiny_samples
 
+from distuda.data import shards
 from distuda.data.batch import Batch
 from distuda.data.dataset import open_dataset
 from distuda.data.labels import ClassTable
@@ -412,3 +413,31 @@ def test_tensorboard_events_are_written_when_asked(domains: list[str], tmp_path:
     fit(settle(tiny_recipe(*domains, "steps=1", "tensorboard=true", f"out={tmp_path / 'run'}")))
     events = list((tmp_path / "run" / "tensorboard").glob("events.*"))
     assert len(events) == 1 and b"train/loss" in events[0].read_bytes() and b"iou/wall" in events[0].read_bytes()
+
+
+def test_bad_samples_are_listed_in_the_run_folder(domains: list[str], tmp_path: Path) -> None:
+    damaged = list(tiny_samples(8, seed=3))
+    damaged[5].image = damaged[5].image[:60]
+    write_shards(damaged, str(tmp_path / "target"), TABLE)
+    words = run_words(domains, tmp_path / "run", f"target.uri={tmp_path / 'target'}", "steps=6", "log_every_steps=1")
+    with pytest.raises(UserError, match=damaged[5].key):
+        fit(settle(tiny_recipe(*words, f"out={tmp_path / 'strict'}", "evaluation.uri=null")))
+    fit(settle(tiny_recipe(*words, "target.max_bad_share=0.2", "evaluation.uri=null", "evaluation.limit=null")))
+    listed = (tmp_path / "run" / "bad_samples-target-0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in listed] == [damaged[5].key]
+    rows = read_rows(str(tmp_path / "run"))
+    assert [row for row in rows if row["kind"] == "train"][-1]["bad_samples"] == 1
+    assert [row for row in rows if row["kind"] == "evaluation"][-1]["num_images"] == 7
+
+
+def test_a_sparsely_labelled_set_is_scored_on_its_labels(tmp_path: Path) -> None:
+    frames = list(tiny_samples(9, seed=3))
+    for number, frame in enumerate(frames):
+        frame.label = frame.label if number % 4 == 0 else None
+    part = shards.write_shard(frames, str(tmp_path / "clip"), 0, TABLE.num_classes, 2000)
+    shards.finish(str(tmp_path / "clip"), TABLE, [part], sparse=True)
+    data = open_dataset(str(tmp_path / "clip"))
+    assert not data.labelled and data.manifest.num_labelled == 3
+    keys = [[batch.keys[0] for batch in iterate_once(data, rank=rank, world=2)] for rank in range(2)]
+    assert keys[0] + keys[1] == [frames[i].key for i in (0, 4, 8)] and keys[0] and keys[1]
+    assert all(batch.label_BHW is not None for batch in iterate_once(data))

@@ -39,7 +39,7 @@ _STREETS = ClassTable(
 )  # fmt: skip
 
 
-def _bit_palette(count: int) -> tuple[RGB, ...]:
+def bit_palette(count: int) -> tuple[RGB, ...]:
     """The PASCAL VOC colours: the bits of the id, three at a time, become the high bits of red, green and blue."""
     colours = [
         tuple(sum((i >> (3 * bit + c) & 1) << (7 - bit) for bit in range(3)) for c in range(3)) for i in range(count)
@@ -53,7 +53,7 @@ _VOC = ClassTable(
         "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
         "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
     ),
-    _bit_palette(21),
+    bit_palette(21),
     frozenset(range(1, 21)),
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ _MSRC = ClassTable(
         "building", "grass", "tree", "cow", "horse", "sheep", "sky", "mountain", "aeroplane", "water", "face", "car",
         "bicycle", "flower", "sign", "bird", "book", "chair", "road", "cat", "dog", "body", "boat",
     ),
-    _bit_palette(24)[1:],
+    bit_palette(24)[1:],
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -76,23 +77,32 @@ class Dataset:
         """One line a sample (`manifest.INDEX_SCHEMA`), in the order of the row groups."""
         return pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(self.uri, INDEX))))
 
+    def labelled_ids(self) -> NDArray[np.int64]:
+        """Numbers of the samples that have a label, ascending."""
+        return np.flatnonzero(self.index["class_pixels"].is_valid().to_numpy())
+
     def read_group(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The row group of that number (position in `groups`), bytes still encoded."""
         return read_row_group(self.uri, self.groups[number], columns)
 
     def read_window(self, window: Window, labels: bool = True) -> pa.Table:
-        """The samples of a window in its order: columns ``key``, ``image``, ``seed`` and, if asked, ``label``.
+        """The samples of a window, bytes still encoded; each row group is read once and its bytes are not copied.
 
-        Each row group is read once and bytes stay encoded.
+        Returns:
+            Columns ``key``, ``image``, if asked ``label``, ``seed``, and ``place``, the row's number in the window's
+            order: rows lie as they are stored, `rows_of` turns them.
         """
         columns = ["key", "image", "label"] if labels else ["key", "image"]
-        pieces, places = [], []
+        pieces = []
         for number in np.unique(window.groups):
-            (here,) = np.nonzero(window.groups == number)
-            pieces.append(self.read_group(int(number), columns).take(window.rows[here]))
-            places.append(here)
-        table = pa.concat_tables(pieces).take(np.argsort(np.concatenate(places)))
-        return table.append_column("seed", pa.array(window.seeds))
+            (places,) = np.nonzero(window.groups == number)
+            group, rows = self.read_group(int(number), columns), window.rows[places]
+            whole = len(rows) == group.num_rows and len(np.unique(rows)) == len(rows)
+            turn = np.argsort(rows) if whole else np.arange(len(rows))
+            piece = group if whole else group.take(rows)
+            seeds = pa.array(window.seeds[places][turn])
+            pieces.append(piece.append_column("seed", seeds).append_column("place", pa.array(places[turn])))
+        return pa.concat_tables(pieces)
 
     def rare_class_weights(self, temperature: float = 0.01, min_pixels: int = 3000) -> NDArray[np.float64]:
         """How often to draw each sample so that rare classes are seen as often as common ones, (N,), sums to 1.
@@ -112,6 +122,19 @@ class Dataset:
         logits = np.where(holders > 0, (1 - self.class_frequencies()) / temperature, -np.inf)
         chance = np.exp(logits - logits.max())
         return np.asarray((shown / np.maximum(holders, 1)) @ (chance / chance.sum()), np.float64)
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows that `Dataset.read_window` gave, in the window's order; bytes are views into the table."""
+    names = [name for name in table.column_names if name != "place"]
+    for row in np.argsort(table["place"].to_numpy()):
+        yield {name: _value(table[name][int(row)]) for name in names}
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    if isinstance(scalar, pa.BinaryScalar) and not isinstance(scalar, pa.StringScalar) and scalar.is_valid:
+        return memoryview(scalar.as_buffer()).cast("B")
+    return scalar.as_py()
 
 
 def read_windows(

@@ -29,8 +29,9 @@ class Ids:
     others: frozenset[int]
 
 
-def _ids(classes: Mapping[int, str], known: Iterable[int]) -> Ids:
-    return Ids(classes, (frozenset(known) | {IGNORE}) - set(classes))
+def _ids(classes: Mapping[int, str], known: Iterable[int], *, ignore: int | None = IGNORE) -> Ids:
+    void = set() if ignore is None else {ignore}
+    return Ids(classes, frozenset({*known, *void} - set(classes)))
 
 
 def _train_ids(table: str) -> Ids:
@@ -64,8 +65,9 @@ LABEL_IDS: dict[str, Ids] = {
     "cityscapes_ids": _ids(_CITYSCAPES, range(34)),
     "cityscapes_train_ids": _train_ids("cityscapes19"),
     "gta5_ids": _ids(_CITYSCAPES, range(35)),  # Cityscapes' ids, and 34 for licence plates
-    "synthia_ids": _ids(_SYNTHIA, range(23)),
-    "synthia_seq_ids": _ids(_SYNTHIA_SEQ, range(16)),
+    # SYNTHIA has no 255; files that do are copies with train ids, and all their other ids would fit by accident
+    "synthia_ids": _ids(_SYNTHIA, range(23), ignore=None),
+    "synthia_seq_ids": _ids(_SYNTHIA_SEQ, range(16), ignore=None),
     "viper_ids": _ids(_VIPER, range(32)),
     "voc_ids": _train_ids("voc21"),
     "camvid_segnet": _ids(dict(enumerate(CLASS_TABLES["camvid11"].classes)), (11,)),
@@ -95,6 +97,28 @@ def find_id_map(name: str | None, table: ClassTable) -> IdMap:
         )
     train = {i: table.index(known) for i, known in named.items() if known in table.classes}
     return IdMap(name, train, ids.others | (set(named) - set(train)))
+
+
+def map_by_name(own: ClassTable, table: ClassTable) -> IdMap:
+    """The map from a data set's own table to another one by class name; case, ``-`` and ``_`` make no difference.
+
+    Classes of ``own`` without a counterpart are ignored, and a class of ``table`` may be given by none.
+
+    Raises:
+        UserError: no class has a counterpart.
+    """
+    place = {_plain(known): i for i, known in enumerate(table.classes)}
+    train = {i: place[_plain(known)] for i, known in enumerate(own.classes) if _plain(known) in place}
+    if not train:
+        raise UserError(
+            f"none of the classes of the data set ({', '.join(own.classes[:5])}, ...) is in class table "
+            f"{table.name!r}. Leave the class table out to keep the data set's own."
+        )
+    return IdMap(f"{own.name} to {table.name}", train, frozenset(range(own.num_classes)) - set(train) | {IGNORE})
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", " ").replace("_", " ").strip()
 
 
 def _covers(ids: Ids, table: ClassTable) -> bool:

@@ -1,148 +1,193 @@
-"""Look at a data set before spending time on it: counts, sizes, class frequencies and a sheet of pictures."""
+"""Look at a data set before spending time on it: what is in it, what it looks like, how it differs from another."""
 
-import io
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
 
-from distuda import storage
 from distuda.data.dataset import Dataset, open_dataset
-from distuda.data.decode import decode_sample, resize_image, resize_label
-from distuda.data.labels import IGNORE, ClassTable
-from distuda.data.order import Window
+from distuda.data.labels import ClassTable
+from distuda.data.survey import Ids, Picture, accessible, spread, survey
 
-CELL_WIDTH = 320
-"""Width of one picture on the contact sheet, pixels."""
+MAX_FRAMES = 40
+"""Frames of a clip's preview."""
 
-COLUMNS = 4
-_GAP, _CAPTION, _LEGEND_ROW = 8, 18, 22
-_PAPER, _INK = (250, 250, 250), (30, 30, 30)
+_MAX_STRIDE = 4  # a preview skips at most so many frames, so that motion can be followed and little is read
+
+
+@dataclass(frozen=True)
+class ClassShares:
+    """How common each class is, all float64 (C,) in [0, 1], None where nothing is known.
+
+    Attributes:
+        pixels: share of the labelled pixels; sums to 1.
+        images: share of the labelled samples that show it.
+        tags: share of the tagged samples that carry it as image-level label.
+    """
+
+    pixels: NDArray[np.float64] | None
+    images: NDArray[np.float64] | None
+    tags: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the manifest and the index say; no image is read for it.
+
+    Attributes:
+        name: the URI as it was asked for.
+        dataset: the opened data set.
+        sizes: ((width, height), samples), most common first.
+        num_tagged, num_instances: samples with image-level labels, with instance ids.
+        shares: how common each class is.
+        clips: name -> frames, in the order of the shards.
+    """
+
+    name: str
+    dataset: Dataset
+    sizes: list[tuple[tuple[int, int], int]]
+    num_tagged: int
+    num_instances: int
+    shares: ClassShares
+    clips: dict[str, int]
+
+    @property
+    def table(self) -> ClassTable:
+        """Names and colours of the train ids."""
+        return self.dataset.table
+
+    @property
+    def num_labelled(self) -> int:
+        """Samples with a label."""
+        return self.dataset.manifest.num_labelled
+
+    @property
+    def bytes(self) -> int:
+        """Encoded images, labels and instances together."""
+        return sum(group.bytes for group in self.dataset.groups)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of one clip in order, as small pictures; ``stride`` is the step between them, ``frames`` the whole."""
+
+    name: str
+    frames: int
+    stride: int
+    pictures: list[Picture]
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """All that is known about a data set after a look.
 
     Attributes:
-        dataset: the opened data set.
-        sizes: ("width x height", samples), most common first.
-        holders: samples that show each class, (C,); zeros without labels.
+        facts: from the index alone.
+        values: float64 (N, 7), `image_stats.STATISTICS` of N evenly spaced images.
+        pictures: evenly spaced samples, labelled ones where there are labels.
+        clips: previews.
+        bad: one message a sample that could not be decoded.
     """
 
-    dataset: Dataset
-    sizes: list[tuple[str, int]]
-    holders: NDArray[np.int64]
-
-    def __rich__(self) -> RenderableType:
-        data = self.dataset
-        megabytes = sum(group.bytes for group in data.groups) / 1e6
-        kind = "labelled" if data.labelled else "unlabelled"
-        shown = ", ".join(f"{size} ({count})" for size, count in self.sizes[:5])
-        more = f" and {len(self.sizes) - 5} more" if len(self.sizes) > 5 else ""
-        lines = [
-            f"{data.uri}",
-            f"{len(data)} samples, {kind}, {megabytes:.1f} MB in {len(data.groups)} row groups",
-            f"sizes: {shown}{more}",
-            f"classes: {data.table.name} ({data.table.num_classes}), content {data.manifest.content_hash[:12]}",
-        ]
-        return Group(*lines, self._classes()) if data.labelled else Group(*lines)
-
-    def __str__(self) -> str:
-        console = Console(width=100, file=io.StringIO(), record=True)
-        console.print(self)
-        return console.export_text()
-
-    def _classes(self) -> Table:
-        table = Table("id", "class", "colour", "kind", "share of pixels", "samples with it")
-        frequencies, things = self.dataset.class_frequencies(), self.dataset.table.things
-        for i, name in enumerate(self.dataset.table.classes):
-            r, g, b = self.dataset.table.palette[i]
-            kind = "thing" if i in things else "stuff"
-            swatch = f"[on rgb({r},{g},{b})]      [/]"
-            table.add_row(str(i), name, swatch, kind, f"{frequencies[i]:.2%}", str(self.holders[i]))
-        return table
+    facts: Facts
+    values: NDArray[np.float64]
+    pictures: list[Picture]
+    clips: list[Clip]
+    bad: list[str]
 
 
-def inspect(uri: str, *, out: str | None = None, num: int = 12) -> Inspection:
-    """Summarise the data set at a URI; with ``out``, also write a PNG sheet of ``num`` samples, evenly spaced."""
+def inspect(uri: str, *, num: int = 12, num_stats: int = 200, num_clips: int = 2, progress: bool = True) -> Inspection:
+    """Look at the data set at a URI.
+
+    Args:
+        uri: prepared shards or ``streets://STYLE``.
+        num: pictures to keep.
+        num_stats: images to measure, evenly spaced over at most `survey.MAX_GROUPS` row groups.
+        num_clips: clips to preview, evenly spaced over those with at least two frames.
+        progress: whether a bar is drawn on a terminal's stderr.
+
+    Raises:
+        UserError: no complete data set there.
+    """
+    facts = gather_facts(uri)
+    reachable = accessible(facts.dataset)
+    candidates = _labelled(facts, reachable)
+    shown = candidates[spread(len(candidates), num)]
+    frames = _clip_frames(facts, num_clips)
+    measured = reachable[spread(len(reachable), num_stats)]
+    seen = survey(facts.dataset, measured, np.concatenate([shown, *frames.values()]), progress=progress)
+    pictures = [seen.pictures[i] for i in shown.tolist() if i in seen.pictures]
+    return Inspection(facts, seen.values, pictures, _clips(facts, frames, seen.pictures), seen.bad)
+
+
+def gather_facts(uri: str) -> Facts:
+    """What manifest and index say about the data set at a URI."""
     data = open_dataset(uri)
-    sizes = Counter(
-        f"{w} x {h}" for h, w in zip(*(data.index[c].to_pylist() for c in ("height", "width")), strict=True)
+    index = data.index
+    sizes = Counter(zip(index["width"].to_pylist(), index["height"].to_pylist(), strict=True))
+    tags = index["tags"].drop_null()
+    return Facts(
+        name=uri,
+        dataset=data,
+        sizes=sizes.most_common(),
+        num_tagged=len(tags),
+        num_instances=int(pc.sum(index["has_instances"]).as_py() or 0),
+        shares=_shares(data, tags),
+        clips={name: n for name, n in _clip_lengths(index["clip"])},
     )
-    holders = np.zeros(data.table.num_classes, np.int64)
-    if data.labelled:
-        holders = (np.array(data.index["class_pixels"].to_pylist()) > 0).sum(axis=0)
-    if out is not None:
-        content = io.BytesIO()
-        contact_sheet(data, num).save(content, "PNG")
-        storage.write_bytes(out, content.getvalue())
-    return Inspection(data, sizes.most_common(), holders)
 
 
-def contact_sheet(data: Dataset, num: int) -> Image.Image:
-    """Samples in a grid, each beside itself with its label laid over, and a legend of the classes that occur."""
-    ids = np.unique(np.linspace(0, len(data) - 1, min(num, len(data))).astype(np.int64))
-    starts = np.concatenate([[0], np.cumsum(data.rows_per_group)])
-    groups = np.searchsorted(starts, ids, side="right") - 1
-    rows = data.read_window(Window(ids, groups, ids - starts[groups], ids)).to_pylist()
-    cells, present = [], set()
-    for row in rows:
-        image, label = decode_sample(row, size=None, region=None, seed=0)
-        cells.append(_cell(image, label, data.table, row["key"]))
-        present |= set() if label is None else set(np.unique(label).tolist())
-    return _sheet(cells, _legend(data.table, present))
+def _shares(data: Dataset, tags: pa.ChunkedArray) -> ClassShares:
+    """From the index alone; arrays stay flat, so that a million samples are no trouble."""
+    count = data.table.num_classes
+    pixels = images = tagged = None
+    if known := data.manifest.num_labelled:
+        flat = data.index["class_pixels"].drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        pixels = data.class_frequencies()
+        images = (flat.reshape(known, count) > 0).mean(axis=0)
+    if len(tags):
+        flat = tags.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        tagged = np.bincount(flat, minlength=count)[:count] / len(tags)
+    return ClassShares(pixels, images, tagged)
 
 
-def overlay(image_HWC: NDArray[np.uint8], label_HW: NDArray[np.uint8], table: ClassTable) -> NDArray[np.uint8]:
-    """Class colours half transparent over an image; ignored pixels darken."""
-    mixed = image_HWC * 0.4 + table.colours()[label_HW] * 0.6
-    mixed[label_HW == IGNORE] = image_HWC[label_HW == IGNORE] * 0.25
-    return mixed.astype(np.uint8)
+def _clip_lengths(clips: pa.ChunkedArray) -> list[tuple[str, int]]:
+    counted = clips.drop_null().value_counts()
+    return [(entry["values"], entry["counts"]) for entry in counted.to_pylist()]
 
 
-def _cell(image: NDArray[np.uint8], label: NDArray[np.uint8] | None, table: ClassTable, key: str) -> Image.Image:
-    size = (max(1, round(image.shape[0] * CELL_WIDTH / image.shape[1])), CELL_WIDTH)
-    small = resize_image(image, size)
-    pictures = [small] if label is None else [small, overlay(small, resize_label(label, size), table)]
-    cell = Image.new("RGB", (CELL_WIDTH * len(pictures), size[0] + _CAPTION), _PAPER)
-    for i, picture in enumerate(pictures):
-        cell.paste(Image.fromarray(picture), (i * CELL_WIDTH, 0))
-    ImageDraw.Draw(cell).text((2, size[0] + 3), key, _INK, ImageFont.load_default(12))
-    return cell
+def _labelled(facts: Facts, ids: Ids) -> Ids:
+    """The samples with a label, if there are any among them; else all."""
+    known = facts.dataset.index["class_pixels"].is_valid().to_numpy()
+    return ids[known[ids]] if known[ids].any() else ids
 
 
-def _legend(table: ClassTable, present: set[int]) -> list[tuple[str, tuple[int, int, int]]]:
-    legend = [(table.classes[i], table.palette[i]) for i in sorted(present - {IGNORE})]
-    return [*legend, ("ignored (darkened)", (64, 64, 64))] if IGNORE in present else legend
+def _clip_frames(facts: Facts, count: int) -> dict[str, Ids]:
+    """Sample numbers of the frames that a preview shows, by clip."""
+    long_enough = [name for name, frames in facts.clips.items() if frames > 1]
+    chosen = [long_enough[i] for i in spread(len(long_enough), count).tolist()]
+    index = facts.dataset.index
+    frames: dict[str, Ids] = {}
+    for name in chosen:
+        ids = np.flatnonzero(pc.fill_null(pc.equal(index["clip"], name), False).to_numpy()).astype(np.int64)
+        order = np.argsort(index["frame"].take(ids).fill_null(0).to_numpy(), kind="stable")
+        frames[name] = ids[order][:: _stride(len(ids))][:MAX_FRAMES]
+    return frames
 
 
-def _sheet(cells: list[Image.Image], legend: list[tuple[str, tuple[int, int, int]]]) -> Image.Image:
-    per_row = max(1, COLUMNS * CELL_WIDTH // max(cell.width for cell in cells))
-    grid = [cells[i : i + per_row] for i in range(0, len(cells), per_row)]
-    width = _GAP + max(sum(cell.width + _GAP for cell in row) for row in grid)
-    font = ImageFont.load_default(13)
-    entries = [(name, colour, 30 + int(font.getlength(name))) for name, colour in legend]
-    places, x, y = [], _GAP, _GAP + sum(max(cell.height for cell in row) + _GAP for row in grid)
-    for name, colour, length in entries:
-        if x + length > width - _GAP and x > _GAP:
-            x, y = _GAP, y + _LEGEND_ROW
-        places.append((x, y, name, colour))
-        x += length
-    sheet = Image.new("RGB", (width, y + (_LEGEND_ROW if legend else 0)), _PAPER)
-    top = _GAP
-    for row in grid:
-        left = _GAP
-        for cell in row:
-            sheet.paste(cell, (left, top))
-            left += cell.width + _GAP
-        top += max(cell.height for cell in row) + _GAP
-    draw = ImageDraw.Draw(sheet)
-    for x, y, name, colour in places:
-        draw.rectangle((x, y + 2, x + 14, y + 16), fill=colour, outline=_INK)
-        draw.text((x + 19, y + 2), name, _INK, font)
-    return sheet
+def _clips(facts: Facts, frames: dict[str, Ids], pictures: dict[int, Picture]) -> list[Clip]:
+    """The previews, of what could be read; nothing moves with a single frame."""
+    clips = []
+    for name, ids in frames.items():
+        found = [pictures[i] for i in ids.tolist() if i in pictures]
+        if len(found) > 1:
+            clips.append(Clip(name, facts.clips[name], _stride(facts.clips[name]), found))
+    return clips
+
+
+def _stride(frames: int) -> int:
+    """Step between the shown frames of a clip: as small as the limits allow."""
+    return min(_MAX_STRIDE, -(-frames // MAX_FRAMES))

@@ -4,7 +4,7 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -16,8 +16,8 @@ from distuda import storage
 from distuda.data.class_tables import class_table
 from distuda.data.conversion import BadSample, Conversion
 from distuda.data.decode import Size
-from distuda.data.id_maps import find_id_map
-from distuda.data.labels import ClassTable
+from distuda.data.id_maps import find_id_map, map_by_name
+from distuda.data.labels import IGNORE, ClassTable, IdMap
 from distuda.data.layouts import Entry, Layout, Reading, find_layout
 from distuda.data.layouts.entry import choose
 from distuda.data.manifest import PROGRESS, Manifest, read_manifest
@@ -42,11 +42,13 @@ class Summary:
         uri: the finished shard folder.
         manifest: its manifest.
         num_bad: samples that were left out; they are listed in `BAD_SAMPLES` in the folder.
+        unmapped: classes of the source's own table that the chosen class table lacks; their pixels are ignored.
     """
 
     uri: str
     manifest: Manifest
     num_bad: int
+    unmapped: tuple[str, ...] = ()
 
     @property
     def num_samples(self) -> int:
@@ -66,6 +68,8 @@ class Summary:
         some = f", {labelled} with labels" if 0 < labelled < self.num_samples else ""
         title = f"{self.uri}: {self.num_samples} samples{some}, {megabytes:.1f} MB{bad}"
         table = Table("class", "share of pixels", title=title, title_justify="left", min_width=len(title))
+        if self.unmapped:
+            table.caption = f"ignored, not in {self.manifest.table.name}: {', '.join(self.unmapped)}"
         for name, share in zip(self.manifest.table.classes, self.class_frequencies(), strict=True):
             table.add_row(name, f"{share:.2%}" if labelled else "no labels")
         return table
@@ -120,31 +124,43 @@ def prepare(
     """
     kind = find_layout(layout)
     tree = Tree(source_uri)
-    table = _table(layout, kind, tree, split, classes)
-    ids = find_id_map(id_map or (None if kind.own_table and not classes else kind.ids), table)
+    table, ids, unmapped = _class_ids(layout, kind, tree, split, classes, id_map)
     found = kind.entries(tree, split, _variant(layout, kind, variant))
     entries = list(islice(_thinned(_selected(found, include, exclude), every), limit))
     if not entries:
         raise UserError(_nothing(layout, kind, tree))
+    lacking = [] if any(entry.label for entry in entries) else [entry for entry in entries if not entry.unlabelled]
+    if labels and not kind.sparse and lacking:
+        raise UserError(f"no label for any image in {tree.uri!r}. {_no_label_advice(kind, lacking[0])}")
     reading = Reading(kind, table, ids, labels, tags, resize)
     job = Conversion(destination_uri, reading, row_group_bytes)
     plan = _plan(layout, job, entries, shard_samples)
     if is_complete(destination_uri):
-        return _already_there(destination_uri, plan)
+        return replace(_already_there(destination_uri, plan), unmapped=unmapped)
     _begin(destination_uri, plan)
     shards = [entries[i : i + shard_samples] for i in range(0, len(entries), shard_samples)]
     bad = job.write_all(shards, _num_workers(len(entries)) if workers is None else workers)
     _judge(job, shards, bad, kind.bad_share if max_bad_share is None else max_bad_share)
-    manifest = finish(destination_uri, table, job.parts(len(shards)), plan, sparse=kind.sparse)
-    return Summary(destination_uri, manifest, sum(map(len, bad)))
+    sparse = kind.sparse or any(entry.unlabelled for entry in entries)
+    manifest = finish(destination_uri, table, job.parts(len(shards)), plan, sparse=sparse)
+    return Summary(destination_uri, manifest, sum(map(len, bad)), unmapped)
 
 
-def _table(layout: str, kind: Layout, tree: Tree, split: str | None, classes: str | None) -> ClassTable:
-    if classes is None and kind.own_table is not None:
-        return kind.own_table(tree, split)
+def _class_ids(
+    layout: str, kind: Layout, tree: Tree, split: str | None, classes: str | None, id_map: str | None
+) -> tuple[ClassTable, IdMap, tuple[str, ...]]:
+    """The class table to write, the map to its train ids, and what the source's own table has beyond it."""
+    if kind.own_table is not None:
+        if id_map is not None:
+            raise UserError(f"layout {layout!r} carries its own class ids. Leave the id map {id_map!r} out.")
+        own = kind.own_table(tree, split)
+        table = own if classes is None else class_table(classes)
+        ids = map_by_name(own, table)
+        return table, ids, tuple(own.classes[i] for i in sorted(ids.ignored - {IGNORE}))
     if classes is None and kind.classes is None:
         raise UserError(f"layout {layout!r} has no class table of its own. Name one, for instance cityscapes19.")
-    return class_table(classes or str(kind.classes))
+    table = class_table(classes or str(kind.classes))
+    return table, find_id_map(id_map or kind.ids, table), ()
 
 
 def _variant(layout: str, kind: Layout, variant: str | None) -> str | None:
@@ -157,11 +173,18 @@ def _variant(layout: str, kind: Layout, variant: str | None) -> str | None:
 
 def _nothing(layout: str, kind: Layout, tree: Tree) -> str:
     """Why there is no sample, and where the data set comes from."""
+    images = f" Images come in {kind.images}." if kind.images else ""
     obtain = f" It comes as {kind.obtain}." if kind.obtain else ""
     return (
-        f"no sample found in {tree.uri!r}. Layout {layout!r} expects {kind.summary}, unpacked or as the archives "
-        f"they come in.{obtain} Check the folder, the split and the filters."
+        f"no sample found in {tree.uri!r}.{images} Layout {layout!r} expects {kind.summary}, unpacked or as the "
+        f"archives they come in.{obtain} Check the folder, the split and the filters."
     )
+
+
+def _no_label_advice(kind: Layout, entry: Entry) -> str:
+    """What to do where a source has images but not one label."""
+    where = entry.label_hint or f"Expected {kind.summary}."
+    return f"{where} For an unlabelled set leave labels out (--no-labels)."
 
 
 def _selected(entries: Iterable[Entry], include: Sequence[str], exclude: Sequence[str]) -> Iterator[Entry]:

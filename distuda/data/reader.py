@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from distuda.data.batch import Batch
-from distuda.data.dataset import Dataset
+from distuda.data.dataset import Dataset, rows_of
 from distuda.data.decode import Size, decode_sample, resize_image
-from distuda.data.order import Order, Window
+from distuda.data.order import Ids, Order, Window
+from distuda.data.tolerance import STRICT, Tolerance
 from distuda.errors import UserError
 
 DECODE_THREADS = min(8, os.cpu_count() or 1)
@@ -33,6 +34,7 @@ def read_batches(
     region: Size | None,
     labels: bool,
     prefetch: int = 4,
+    tolerance: Tolerance = STRICT,
 ) -> Iterator[Batch]:
     """Endless batches of one rank, read in this process.
 
@@ -44,46 +46,70 @@ def read_batches(
         region: (height, width) of the seeded window cut after resizing, None = the whole image.
         labels: whether batches carry labels; needs a labelled data set.
         prefetch: batches decoded ahead.
+        tolerance: what happens to samples that cannot be used. The place of one that is passed over goes to the next
+            good sample of its batch, with another crop, so positions and batch sizes stay what they are.
 
     Returns:
         uint8 images, int64 labels or None, int64 seeds; closing the iterator stops its threads.
     """
     require_labels(dataset, labels)
     with threads(1) as pool:
-        windows = ahead(pool, lambda window: window_rows(dataset, window, labels), order.windows(), 1)
-        rows = (row for window in windows for row in window)
-        yield from decode_batches(rows, batch_size, size, region, prefetch)
+        tables = ahead(pool, lambda window: dataset.read_window(window, labels), order.windows(), 1)
+        rows = (row for table in tables for row in rows_of(table))
+        yield from decode_batches(rows, batch_size, size, region, prefetch, tolerance)
 
 
 def iterate_once(
-    dataset: Dataset, *, rank: int = 0, world: int = 1, size: Size | None = None, limit: int | None = None
+    dataset: Dataset,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    size: Size | None = None,
+    limit: int | None = None,
+    tolerance: Tolerance = STRICT,
 ) -> Iterator[Batch]:
     """Every sample once, or the first ``limit``, one a batch, in stored order, for evaluation.
 
-    Each sample comes on exactly one rank and none is repeated to fill up, so counts summed over ranks are those of one
-    process. Images are resized to ``size``; labels (None without) keep their native size.
+    Of a set in which only some samples have labels, those. Each comes on exactly one rank and none is repeated to fill
+    up, so counts summed over ranks are those of one process. Images are resized to ``size``; labels (None without)
+    keep their native size. Unusable samples are left out where they are tolerated.
     """
-    count = min(len(dataset), limit or len(dataset))
-    low, high = (r * count // world for r in (rank, rank + 1))
+    ids = dataset.labelled_ids() if 0 < dataset.manifest.num_labelled < len(dataset) else np.arange(len(dataset))
+    ids = ids[:limit]
+    mine = ids[rank * len(ids) // world : (rank + 1) * len(ids) // world]
     with threads(1) as reading, threads(DECODE_THREADS) as decoding:
-        windows = ahead(reading, lambda window: window_rows(dataset, window, True), _stored(dataset, low, high), 1)
-        rows = (row for window in windows for row in window)
-        yield from ahead(decoding, lambda row: _whole(row, size), rows, 4)
-
-
-def window_rows(dataset: Dataset, window: Window, labels: bool) -> list[Row]:
-    """The rows of a window in its order, bytes still encoded."""
-    return dataset.read_window(window, labels).to_pylist()
+        tables = ahead(reading, lambda window: dataset.read_window(window, True), _stored(dataset, mine), 1)
+        rows = (row for table in tables for row in rows_of(table))
+        batches = ahead(decoding, lambda row: tolerance.attempt(lambda: _whole(row, size)), rows, 4)
+        yield from (batch for batch in batches if batch is not None)
 
 
 def decode_batches(
-    rows: Iterable[Row], batch_size: int, size: Size | None, region: Size | None, prefetch: int
+    rows: Iterable[Row],
+    batch_size: int,
+    size: Size | None,
+    region: Size | None,
+    prefetch: int,
+    tolerance: Tolerance = STRICT,
 ) -> Iterator[Batch]:
     """Rows of `Dataset.read_window` to batches, each decoded by one of a few threads; no unfilled batch at the end."""
 
+    def picture(row: Row, seed: int) -> Any:
+        return tolerance.attempt(lambda: decode_sample(row, size=size, region=region, seed=seed))
+
     def make(rows: list[Row]) -> Batch:
-        pictures = [decode_sample(row, size=size, region=region, seed=row["seed"]) for row in rows]
-        return collate(pictures, [row["seed"] for row in rows], [str(row["key"]) for row in rows])
+        pictures, keys = [], []
+        for place, row in enumerate(rows):
+            # a bad sample's place goes to the next good one of the batch; the place's own seed makes it another crop
+            tried = ((other, picture(other, row["seed"])) for other in rows[place:] + rows[:place])
+            used, found = next(((other, found) for other, found in tried if found is not None), (row, None))
+            if found is None:
+                raise UserError(
+                    f"no sample of a batch can be used ({', '.join(str(r['key']) for r in rows)}). Mend the data set."
+                )
+            pictures.append(found)
+            keys.append(str(used["key"]))
+        return collate(pictures, [row["seed"] for row in rows], keys)
 
     with threads(DECODE_THREADS) as pool:
         yield from ahead(pool, make, _grouped(rows, batch_size), prefetch)
@@ -139,13 +165,13 @@ def _grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
             group = []
 
 
-def _stored(dataset: Dataset, low: int, high: int) -> Iterator[Window]:
-    """Samples low..high-1 in stored order, a row group a window; seeds are the positions."""
+def _stored(dataset: Dataset, ids: Ids) -> Iterator[Window]:
+    """Samples by ascending number, a row group a window; seeds are the numbers."""
     start = 0
     for number, rows in enumerate(dataset.rows_per_group):
-        ids = np.arange(max(low, start), min(high, start + rows))
-        if len(ids):
-            yield Window(ids, np.full_like(ids, number), ids - start, ids)
+        here = ids[np.searchsorted(ids, start) : np.searchsorted(ids, start + rows)]
+        if len(here):
+            yield Window(here, np.full_like(here, number), here - start, here)
         start += rows
 
 

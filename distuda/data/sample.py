@@ -27,7 +27,7 @@ class Sample:
         key: unique in the data set; letters, digits and ``._-/``, never used as a path unchecked.
         image: the bytes of the image file as they came (JPEG, PNG, ...), never re-encoded.
         label: 8-bit single-channel PNG of train ids, 255 = ignore; None when unlabelled.
-        instance: 16-bit single-channel PNG, 0 = no instance, ids unique within the sample's clip; None when unknown.
+        instance: 16-bit single-channel PNG, 0 = none, else unique for its class within the clip; None when unknown.
         tags: train ids known to be in the image (image-level labels); None when unknown.
         clip, frame: the clip's name and the frame's number in it; None for still images.
         height, width: of the decoded image, pixels.

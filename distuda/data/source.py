@@ -18,6 +18,7 @@ from distuda import storage
 from distuda.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 ARCHIVES = (".zip", ".tar")
 SEQUENTIAL = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".rar", ".7z")
 """Archives that can only be read from their beginning, or not at all; users have to unpack or repack them."""
@@ -91,7 +92,7 @@ class Tree:
     """Files below a URI by their relative paths.
 
     Args:
-        uri: a folder, which may hold archives, or one archive; any fsspec URI.
+        uri: a folder, which may hold archives, one archive, or one video; any fsspec URI.
 
     Raises:
         UserError: nothing is there, or an archive that cannot be read.
@@ -102,7 +103,7 @@ class Tree:
         self._prefix = ""
         if uri.lower().endswith(SEQUENTIAL):
             raise UserError(f"{uri!r} cannot be read piece by piece. Unpack it, or repack it as .zip or .tar.")
-        self._folder = None if uri.lower().endswith(ARCHIVES) else uri
+        self._folder = None if uri.lower().endswith(ARCHIVES + VIDEO_SUFFIXES) else uri
         self._indices = [_Index(uri)] if self._folder is None else [_Index(found) for found in _archives(uri)]
 
     def at(self, path: str) -> "Tree":
@@ -152,13 +153,15 @@ class Tree:
 
 @dataclass(frozen=True)
 class _Index:
-    """What lies in an archive; read when first asked."""
+    """What lies in an archive, read when first asked; a video counts as an archive of itself."""
 
     uri: str
 
     @cached_property
     def files(self) -> dict[str, File]:
         """Member path -> where it lies, sorted."""
+        if self.uri.lower().endswith(VIDEO_SUFFIXES):
+            return {self.uri.rsplit("/", 1)[-1]: File(self.uri)}
         fs, path = storage.filesystem(self.uri)
         list_members = _zip_members if self.uri.lower().endswith(".zip") else _tar_members
         try:

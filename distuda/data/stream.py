@@ -12,15 +12,17 @@ from contextlib import closing
 from functools import partial
 from itertools import chain, islice
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 
 from distuda.cluster.local import quiet_data, start_ray
 from distuda.data.batch import Batch
-from distuda.data.dataset import Dataset, read_windows
+from distuda.data.dataset import Dataset, read_windows, rows_of
 from distuda.data.decode import Size
 from distuda.data.order import Order, Window
 from distuda.data.reader import Row, decode_batches, require_labels, threads
+from distuda.data.tolerance import STRICT, Tolerance
 
 STRETCH = 64
 """Windows handed to one Ray Data execution."""
@@ -38,6 +40,7 @@ def stream_batches(
     region: Size | None,
     labels: bool,
     prefetch: int = 4,
+    tolerance: Tolerance = STRICT,
 ) -> Iterator[Batch]:
     """Endless batches of one rank, equal to those of `reader.read_batches`; arguments as there.
 
@@ -48,8 +51,14 @@ def stream_batches(
     start_ray()
     quiet_data()
     with closing(_rows(dataset, order, labels)) as rows:
-        yield from decode_batches(rows, batch_size, size, region, prefetch)
+        yield from decode_batches(rows, batch_size, size, region, prefetch, tolerance)
 
+
+READING = 2
+"""Windows that are read at once."""
+
+STORED_WINDOWS = 4
+"""Windows that may wait in the object store: with those being read, what the stream needs of its memory."""
 
 Tables = Generator[pa.Table, None, None]
 
@@ -65,7 +74,7 @@ def _rows(dataset: Dataset, order: Order, labels: bool) -> Generator[Row, None, 
                     for number, table in enumerate(chain([first], tables), start=1):
                         if number == STRETCH - LEAD:
                             following = pool.submit(_begin, dataset, list(islice(windows, STRETCH)), labels)
-                        yield from table.to_pylist()
+                        yield from rows_of(table)
         finally:
             _abandon(following)
 
@@ -79,8 +88,12 @@ def _begin(dataset: Dataset, windows: list[Window], labels: bool) -> tuple[pa.Ta
 def _tables(dataset: Dataset, windows: list[Window], labels: bool) -> Tables:
     read = partial(read_windows, dataset=dataset, windows=windows, labels=labels)
     positions = ray.data.range(len(windows), override_num_blocks=len(windows))
-    positions.context.execution_options.preserve_order = True
-    blocks = positions.map_batches(read, batch_size=1, zero_copy_batch=True)
+    options = positions.context.execution_options
+    options.preserve_order = True
+    # without a limit Ray reads ahead until a quarter of the object store is full
+    room = STORED_WINDOWS * max(sum(dataset.groups[g].bytes for g in np.unique(w.groups)) for w in windows)
+    options.resource_limits = options.resource_limits.copy(object_store_memory=room)
+    blocks = positions.map_batches(read, batch_size=1, zero_copy_batch=True, concurrency=READING)
     yield from blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 

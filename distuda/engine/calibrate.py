@@ -6,15 +6,16 @@ is used. In training every batch is normalised by itself, so this never disturbs
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distuda.data.dataset import Dataset
-from distuda.data.decode import Size, decode_sample, resize_image
+from distuda.data.dataset import Dataset, rows_of
+from distuda.data.decode import Size, decode_sample
 from distuda.data.order import Window
-from distuda.data.reader import window_rows
+from distuda.data.tolerance import STRICT, Tolerance
 from distuda.models.segmenter import Segmenter
 
 BATCH = 8
@@ -44,17 +45,19 @@ def calibrate(model: Segmenter, images: Iterable[Tensor], *, bf16: bool = False)
     model.train(was_training)
 
 
-def calibration_images(dataset: Dataset, num: int, size: Size | None) -> list[Tensor]:
-    """At most ``num`` images spread over a data set, as uint8 batches (B, 3, H, W) of one size each."""
+def calibration_images(dataset: Dataset, num: int, size: Size | None, tolerance: Tolerance = STRICT) -> list[Tensor]:
+    """At most ``num`` usable images spread over a data set, as uint8 batches (B, 3, H, W) of one size each."""
     groups = np.unique(np.linspace(0, len(dataset.groups) - 1, _MAX_GROUPS).round().astype(np.int64))
     starts = np.concatenate([[0], np.cumsum(dataset.rows_per_group)])
     ids = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in groups])
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, num).round().astype(np.int64))]
     number = np.searchsorted(starts, ids, side="right") - 1
     batches: dict[Size, list[list[Tensor]]] = {}
-    for row in window_rows(dataset, Window(ids, number, ids - starts[number], ids), labels=False):
-        image, _ = decode_sample(row, size=None, region=None, seed=0)
-        pixels = torch.from_numpy(image if size is None else resize_image(image, size)).permute(2, 0, 1)
+    for row in rows_of(dataset.read_window(Window(ids, number, ids - starts[number], ids), labels=False)):
+        decoded = tolerance.attempt(partial(decode_sample, row, size=size, region=None, seed=0))
+        if decoded is None:
+            continue
+        pixels = torch.from_numpy(decoded[0]).permute(2, 0, 1)
         rows = batches.setdefault((pixels.shape[1], pixels.shape[2]), [[]])
         if len(rows[-1]) == BATCH:
             rows.append([])

@@ -90,6 +90,8 @@ class Console:
         facts = f"loss {row['loss']:.3f}  {row['images_per_s']:.1f} img/s  wait {row['data_wait_s'] * 1e3:.0f} ms"
         if "memory_gib" in row:
             facts += f"  {row['memory_gib']:.1f} GiB"
+        if "bad_samples" in row:
+            facts += f"  {row['bad_samples']} bad samples"
         self.bar.update(self.task, facts=facts)
         if not self.live:
             self._line(row["step"], facts)

@@ -18,6 +18,7 @@ from distuda.data.batch import Batch
 from distuda.data.dataset import Dataset, open_dataset
 from distuda.data.order import Order
 from distuda.data.reader import iterate_once, read_batches
+from distuda.data.tolerance import STRICT, Tolerance
 from distuda.engine.calibrate import calibrate, calibration_images
 from distuda.engine.checkpoint import Checkpoints, restore
 from distuda.engine.evaluate import evaluate
@@ -162,6 +163,7 @@ class Session:
         self.scored_step = -1
         self.orders: dict[str, Order] = {}
         self.histories: dict[str, Any] = {"source": (), "target": ()}
+        self.tolerances = {name: self._tolerance(name) for name in ("source", "target")}
         self.scores: dict[str, Any] = {}
         self.calibration: list[Tensor] | None = None
         self.scalars: dict[str, Tensor] = {}
@@ -173,6 +175,12 @@ class Session:
 
     def __exit__(self, *error: object) -> None:
         self._closing.close()
+
+    def _tolerance(self, name: str) -> Tolerance:
+        """How many bad samples of a domain are passed over, listed in the run folder by the rank that met them."""
+        domain: Domain = getattr(self.recipe, name)
+        listed = storage.join(self.out, f"bad_samples-{name}-{self.worker.rank}.jsonl")
+        return Tolerance(len(getattr(self.data, name)), domain.max_bad_share, listed)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, or lay out a new run folder; then open the logs."""
@@ -219,7 +227,7 @@ class Session:
         wants_labels = name == "source" or self.recipe.method.needs_target_labels
         stream = open_stream(
             dataset, self.orders[name], batch_size=self.recipe.batch_size, size=domain.size,
-            region=region, labels=wants_labels,
+            region=region, labels=wants_labels, tolerance=self.tolerances[name],
         )  # fmt: skip
         return self._closing.enter_context(closing(stream))  # type: ignore[type-var]
 
@@ -246,6 +254,8 @@ class Session:
         row = {"kind": "train", "step": self.step_number, **values, "lr": self.step.optimizers[0].param_groups[0]["lr"]}
         row |= {"images_per_s": images / (now_s - self._clock_s), "data_wait_s": self._wait_s / steps}
         row |= {"memory_gib": memory_gib(self.worker.device)}
+        if bad := sum(map(len, self.tolerances.values())):
+            row["bad_samples"] = bad
         self._wait_s, self._clock_s, self._clock_step = 0.0, now_s, self.step_number
         if self.worker.leads:
             self._add(row)
@@ -269,7 +279,9 @@ class Session:
         if not num:
             return
         if self.calibration is None:  # every rank takes the same images, so no rank count changes the result
-            self.calibration = calibration_images(self.data.target, num, self.recipe.evaluation.size)
+            self.calibration = calibration_images(
+                self.data.target, num, self.recipe.evaluation.size, self.tolerances["target"]
+            )
         calibrate(self.method.predictor(), self.calibration, bf16=self.recipe.precision == "bf16")
 
     def evaluate(self) -> None:
@@ -282,6 +294,7 @@ class Session:
             world=worker.world,
             size=recipe.evaluation.size,
             limit=recipe.evaluation.limit,
+            tolerance=STRICT if recipe.evaluation.uri else self.tolerances["target"],
         )
         if not recipe.evaluation.uri:  # the target's own labels, if it has any, are not looked at
             samples = (Batch(batch.image_BCHW, None, batch.seed_B, batch.keys) for batch in samples)

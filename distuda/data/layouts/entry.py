@@ -1,7 +1,7 @@
 """What every layout yields: where the files of one sample lie, and how they become a `Sample`."""
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distuda.data.decode import SampleError, Size, decode_image, decode_label, resize_image, resize_label
+from distuda.data.decode import (
+    SampleError,
+    Size,
+    decode_image,
+    decode_label,
+    image_size,
+    resize_image,
+    resize_label,
+)
 from distuda.data.labels import IGNORE, ClassTable, IdMap
 from distuda.data.sample import Sample
 from distuda.data.source import File, Tree
@@ -33,20 +41,24 @@ class Entry:
         key: of the sample.
         image: the image.
         label: the label file; None when there is none.
+        unlabelled: whether there should be no label, as in a test split or between annotated frames.
         instance: the file of instance ids, where it is another one; None when there is none.
         tags: class names known to be in the image; None when unknown.
         tag_file: a file that says which classes are in the image, for layouts that read it later.
-        segments: of a panoptic label: segment id -> (category id, instance number or 0); None for other labels.
+        segments: of a panoptic label: segment id -> (class id, instance number or 0); None for other labels.
+        label_hint: where a missing label belongs and how one gets it; part of the message.
         clip, frame: place in a video; None for still images.
     """
 
     key: str
     image: Readable
     label: File | None = None
+    unlabelled: bool = False
     instance: File | None = None
     tags: tuple[str, ...] | None = None
     tag_file: File | None = None
     segments: Mapping[int, tuple[int, int]] | None = None
+    label_hint: str = ""
     clip: str | None = None
     frame: int | None = None
 
@@ -85,12 +97,13 @@ class Layout:
         ids: what the label files' ids are (`id_maps.LABEL_IDS`); None when they hold train ids.
         summary: what the folder looks like, in one line.
         obtain: what its owner calls the files, where they come from, and that one has to register.
+        images: which of these files hold the images, and the folder they fill.
         splits: names of the splits; empty when the layout takes any.
         variants: kinds of the data set that lie side by side, the default first; empty when there is one.
         annotate: reads label (and instances) of an entry that has a label file.
         tags: reads the class names known to be in an entry's image; None when unknown.
-        own_table: reads the class table out of the source, for layouts that carry it.
-        sparse: whether it is usual that only some frames have labels.
+        own_table: reads the class table out of the source, for layouts that carry it; their labels hold its train ids.
+        sparse: whether any frame may lack a label; where the files tell which, `Entry.unlabelled` is stricter.
         bad_share: share of samples that may be unusable unless the user says otherwise, 0..1.
     """
 
@@ -99,6 +112,7 @@ class Layout:
     ids: str | None
     summary: str
     obtain: str = ""
+    images: str = ""
     splits: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     annotate: Callable[[Entry], Annotation] = plain_annotation
@@ -111,6 +125,49 @@ class Layout:
 def stem(path: str) -> str:
     """A path without its suffix."""
     return path.rsplit(".", 1)[0]
+
+
+def find_in(tree: Tree, folder: str, tops: Sequence[str]) -> dict[str, File]:
+    """Path below ``folder`` -> file; the folder lies in the tree, or in one of the folders that copies add on top."""
+    return tree.root(folder, tops).find(folder)
+
+
+def pairs(images: Mapping[str, File], labels: Mapping[str, File], hint: str) -> Iterator[Entry]:
+    """Still images and the labels of the same path, suffixes aside; that path is the key."""
+    label_of = {stem(path): file for path, file in labels.items()}
+    for path, image in images.items():
+        yield Entry(key=stem(path), image=image, label=label_of.get(stem(path)), label_hint=hint)
+
+
+def label_hint(archive: str, folder: str, site: str) -> str:
+    """For `Entry.label_hint`: which archive a missing label is in, the folder it belongs in, and who has it."""
+    return (
+        f"It belongs in {folder}, which {archive} fills, from {site}. Put it beside the images, packed or not, and "
+        "give the folder that holds both."
+    )
+
+
+def decode_planes(content: bytes, key: str) -> NDArray[Any]:
+    """Encoded image -> (H, W) or (H, W, 3) as stored: red first, 8 or 16 bits (PIL cuts colours to 8)."""
+    image_size(content, key)
+    planes = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if planes is None:
+        raise SampleError(key, "damaged image. Replace the file.")
+    return planes if planes.ndim == 2 else np.asarray(planes[:, :, 2::-1])
+
+
+def read_instances(entry: Entry, decode: Callable[[bytes, str], NDArray[Any]] = decode_label) -> NDArray[Any] | None:
+    """What an entry's file of instances holds; None without one.
+
+    Raises:
+        SampleError: names that file, since messages about an annotation name the label file.
+    """
+    if entry.instance is None:
+        return None
+    try:
+        return decode(entry.instance.read(), entry.key)
+    except SampleError as error:
+        raise SampleError(entry.key, f"instances {str(entry.instance)!r}: {error.reason}") from error
 
 
 def choose(name: str, given: str | None, known: Sequence[str]) -> tuple[str, ...]:
@@ -204,9 +261,9 @@ def _labels(
     if not reading.labels and reading.tags != "masks":
         return None, None
     if entry.label is None:
-        if reading.layout.sparse:
+        if entry.unlabelled or reading.layout.sparse:
             return None, None
-        raise SampleError(entry.key, f"no label file for {str(entry.image)!r}.")
+        raise SampleError(entry.key, f"no label file for {str(entry.image)!r}. {entry.label_hint}".strip())
     try:
         found = reading.layout.annotate(entry)
         label = reading.ids.apply(found.ids_HW)
