@@ -1,9 +1,12 @@
 """Fixtures that several test files share; append only."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from s3_server import KEY, SECRET, Proxy, seaweed
 from settings import TABLE, tiny_samples
 
 from distuda.data.shards import write_shards
@@ -29,3 +32,29 @@ def local_ray() -> None:
     from distuda.cluster.local import start_ray
 
     start_ray()
+
+
+_PROXY = Proxy()
+# Set before anything is started, so that Ray's processes have it too, whichever test starts them
+os.environ.update(
+    AWS_ENDPOINT_URL=_PROXY.endpoint,
+    AWS_ACCESS_KEY_ID=KEY,
+    AWS_SECRET_ACCESS_KEY=SECRET,
+    AWS_EC2_METADATA_DISABLED="true",
+)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A real S3 server for the whole session, behind a proxy that can be told to fail."""
+    with seaweed(tmp_path_factory.mktemp("s3")) as port:
+        _PROXY.upstream = port
+        yield _PROXY
+        _PROXY.down()
+
+
+@pytest.fixture
+def s3(s3_server: Proxy) -> Proxy:
+    """The server's proxy, faultless and counting from here."""
+    s3_server.reset()
+    return s3_server

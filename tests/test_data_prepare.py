@@ -1,5 +1,8 @@
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +170,56 @@ def test_empty_and_misspelt_sources(camvid: Path, tmp_path: Path) -> None:
     (tmp_path / "used" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="not empty"):
         prepare("camvid", str(camvid), str(tmp_path / "used"))
+
+
+def _finished(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.parquet")}
+
+
+def test_a_killed_process_loses_no_finished_shard(tmp_path: Path) -> None:
+    write_camvid(tmp_path / "camvid", "train", [f"0006R0_f{i:05d}" for i in range(400)])
+    words = ["from distuda.data.prepare import prepare", "import sys", "prepare(*sys.argv[1:], shard_samples=2)"]
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", "; ".join(words), "camvid", str(tmp_path / "camvid"), str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list((out / PROGRESS).glob("shard-*"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = _finished(out)
+    assert len(before) >= 5 and not (out / "manifest.json").exists()
+    done = {path.name for path in (out / PROGRESS).glob("shard-*")}
+    summary = prepare("camvid", str(tmp_path / "camvid"), str(out), shard_samples=2)
+    after = _finished(out)
+    assert summary.num_samples == 400 and len(after) == 200
+    assert all(after[name] == before[name] for name in done), "a finished shard is not written again"
+    whole = prepare("camvid", str(tmp_path / "camvid"), str(tmp_path / "whole"), shard_samples=2)
+    assert whole.manifest == summary.manifest and not list(out.glob(".*.part"))
+
+
+def test_every_takes_a_frame_in_so_many_of_each_clip(camvid: Path, tmp_path: Path) -> None:
+    write_camvid(camvid, "test", [f"Seq05VD_f{i:05d}" for i in range(5)])
+    prepare("camvid", str(camvid), str(tmp_path / "out"), every=2)
+    assert open_dataset(str(tmp_path / "out")).index["key"].to_pylist() == [
+        "0001TP_006690", "0006R0_f00930", "0016E5_00390", "Seq05VD_f00000", "Seq05VD_f00002", "Seq05VD_f00004",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="every = 0"):
+        prepare("camvid", str(camvid), str(tmp_path / "none"), every=0)
+
+
+def test_tags_from_masks_leave_out_background_and_ignored(tmp_path: Path) -> None:
+    for sub in ("images", "labels"):
+        (tmp_path / "src" / sub).mkdir(parents=True)
+    ids = np.full((12, 16), 255, np.uint8)
+    ids[:4], ids[4:6] = 0, 15
+    (tmp_path / "src/images/x.png").write_bytes(encode(picture(0)))
+    (tmp_path / "src/labels/x.png").write_bytes(encode(ids))
+    for name, options in (("masks", {"tags": "masks", "labels": False}), ("none", {}), ("both", {"tags": "masks"})):
+        prepare("folder", str(tmp_path / "src"), str(tmp_path / name), classes="voc21", **options)  # type: ignore[arg-type]
+    masks, none, both = (
+        open_dataset(str(tmp_path / n)).read_group(0).to_pylist()[0] for n in ("masks", "none", "both")
+    )
+    assert masks["tags"] == [15] and masks["label"] is None
+    assert none["tags"] is None and both["tags"] == [15] and both["label"] is not None
+    assert open_dataset(str(tmp_path / "masks")).index["tags"].to_pylist() == [[15]]

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -5,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from data_trees import TABLE, samples, write_camvid
+from settings import TINY
 
 from distuda.data.dataset import Dataset, open_dataset
 from distuda.data.order import Order
 from distuda.data.prepare import prepare
 from distuda.data.reader import read_batches
 from distuda.data.shards import write_shards
+from distuda.engine.run import read_rows
 from distuda.errors import UserError
 
 ray = pytest.importorskip("ray")
@@ -65,3 +70,44 @@ def test_parallel_prepare_equals_the_plain_one(tmp_path: Path) -> None:
     plain = prepare("camvid", str(tmp_path / "camvid"), str(tmp_path / "plain"), shard_samples=2)
     parallel = prepare("camvid", str(tmp_path / "camvid"), str(tmp_path / "parallel"), shard_samples=2, workers=2)
     assert plain.manifest == parallel.manifest
+
+
+def test_two_workers_become_three_in_mid_epoch_and_every_sample_comes_once(tmp_path: Path) -> None:
+    write_shards(samples(60), str(tmp_path / "set"), TABLE, row_group_bytes=4000)
+    data = open_dataset(str(tmp_path / "set"))
+    options = {"batch_size": 2, "size": None, "region": (6, 8), "labels": True}
+
+    def served(world: int, batches: int, history: object = ()) -> list[str]:
+        keys = []
+        for rank in range(world):
+            place = order(data, rank=rank, world=world, history=history)
+            for batch in islice(stream.stream_batches(data, place, **options), batches):  # type: ignore[arg-type]
+                keys += batch.keys
+        return keys
+
+    before = served(2, 6)
+    history = order(data, world=2).history_after(12)
+    after = served(3, 6, history)
+    assert len(before) == 24 and len(after) == 36 and sorted(before + after) == sorted(data.index["key"].to_pylist())
+    assert after == served(3, 6, history), "the same question gives the same keys"
+
+
+ON_TWO_CPUS = """
+import sys
+from distuda.cluster.local import start_ray
+start_ray(num_cpus=2)
+from distuda.cluster.train import train
+from distuda.recipe import load_recipe
+train(load_recipe(None, sys.argv[1:]))
+import ray
+assert ray.cluster_resources()["CPU"] == 2
+"""
+
+
+@pytest.mark.timeout(300)
+def test_streams_worker_and_evaluation_share_two_cpus_without_deadlock(domains: list[str], tmp_path: Path) -> None:
+    words = [*TINY, "method.name=minent", f"out={tmp_path / 'run'}", *domains, "workers=1", "steps=6"]
+    words += ["evaluation.every_steps=2", "checkpoint.every_steps=2", "source.window=1", "target.window=1"]
+    command = [sys.executable, "-c", ON_TWO_CPUS, *words]
+    subprocess.run(command, check=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert [row["step"] for row in read_rows(str(tmp_path / "run")) if row["kind"] == "evaluation"] == [2, 4, 6]

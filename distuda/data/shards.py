@@ -24,6 +24,7 @@ from distuda.data.labels import ClassTable
 from distuda.data.manifest import INDEX, INDEX_SCHEMA, MANIFEST, PROGRESS, Manifest, RowGroup, write_manifest
 from distuda.data.sample import SCHEMA, Sample
 from distuda.errors import UserError
+from distuda.outage import persist
 
 ROW_GROUP_BYTES = 16 * 2**20
 """Default size of a row group, the unit of reading and of shuffling."""
@@ -143,22 +144,28 @@ def is_complete(uri: str) -> bool:
 def read_row_group(uri: str, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
     """One row group of a shard folder, its bytes still encoded."""
     where = storage.join(uri, group.file)
-    fs, path = storage.filesystem(where)
-    footer = _footer(where)
     if storage.is_local(where):
-        with pq.ParquetFile(path, metadata=footer) as file:
+        with pq.ParquetFile(storage.filesystem(where)[1], metadata=_footer(where)) as file:
             return file.read_row_group(group.index, columns=columns)
-    # ranges are fetched by Parquet's own pre-buffering, so the file object needs no cache
-    with fs.open(path, "rb", cache_type="none") as raw, pq.ParquetFile(raw, metadata=footer, pre_buffer=True) as file:
-        return file.read_row_group(group.index, columns=columns)
+
+    def read() -> pa.Table:
+        with_ranges_ahead = pq.ParquetFile(storage.native(where), metadata=_footer(where), pre_buffer=True)
+        return with_ranges_ahead.read_row_group(group.index, columns=columns)
+
+    return persist(where, read)
 
 
 @lru_cache(maxsize=4096)
 def _footer(uri: str) -> pq.FileMetaData:
-    fs, path = storage.filesystem(uri)
+    with _explained(uri):
+        return pq.read_metadata(storage.filesystem(uri)[1] if storage.is_local(uri) else storage.native(uri))
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Missing and damaged shards in the user's words."""
     try:
-        with fs.open(path, "rb") as raw:
-            return pq.read_metadata(raw)
+        yield
     except FileNotFoundError as error:
         raise UserError(
             f"shard {uri!r} is missing though the manifest lists it. Run `distuda prepare` again."
@@ -241,13 +248,13 @@ def _content_hash(index: pa.Table) -> str:
 @contextmanager
 def _whole_file(uri: str) -> Iterator[Path]:
     """A local path to write to; the URI gets the file when the block ends without an error."""
-    fs, target = storage.filesystem(uri)
     if not storage.is_local(uri):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "part"
             yield path
-            fs.put_file(str(path), target)  # object stores show an object only once its upload is complete
+            storage.write_file(path, uri)
         return
+    target = storage.filesystem(uri)[1]
     path = Path(target).with_name(f".{Path(target).name}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
