@@ -144,7 +144,9 @@ class S3(ArrowFSWrapper):
         except FileNotFoundError:
             return "missing"
 
-    def find(self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False, **_: Any) -> Any:
+    def find(
+        self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False, **_: Any
+    ) -> Any:
         """All objects below a path by one recursive listing, sorted; the object itself if it is one."""
         from pyarrow.fs import FileSelector, FileType
 
@@ -169,12 +171,13 @@ class S3(ArrowFSWrapper):
             with self.fs.open_input_file(path) as stream:
                 return bytes(stream.read())
         stream = self._opened(path)
-        low, high, _ = slice(start, end).indices(stream.size())
+        low, high, _step = slice(start, end).indices(stream.size())
         return bytes(stream.read_at(max(0, high - low), low)) if high > low else b""
 
     def open_native(self, path: str) -> Any:
-        """pyarrow's own file of an object that does not change, for its readers: they fetch many ranges at once without
-        Python in between. It holds no connection and is shared, so it is not to be closed.
+        """A file of pyarrow's own, for its readers: they fetch many ranges at once without Python in between.
+
+        Of objects that do not change. It holds no connection and is shared, so it is not to be closed.
         """
         return self._opened(self._strip_protocol(path))
 

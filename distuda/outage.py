@@ -17,7 +17,7 @@ from typing import TypeVar
 from distuda.errors import RunFailed, UserError
 
 PATIENCE = "DISTUDA_STORAGE_PATIENCE_S"
-"""Environment variable: seconds for which storage may be away before a call is given up; `DEFAULT_PATIENCE_S` if unset."""
+"""Environment variable: seconds for which storage may be away before a call is given up."""
 
 DEFAULT_PATIENCE_S = 120.0
 

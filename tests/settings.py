@@ -26,6 +26,7 @@ SETTINGS: dict[str, list[str]] = {
     "advent": ["method.name=advent"],
     "advent_multi_level": ["method.name=advent", *DEEPLAB],
     "self_training": [*SURE],
+    "self_training_pixel": [*SURE, "method.weighting=pixel"],
     "self_training_masked": [*SURE, "method.lambda_mask=1", "method.mask_block=8"],
     "self_training_rare": [*SURE, "source.rare_class_temperature=0.1", "source.rare_class_min_pixels=50"],
 }  # fmt: skip

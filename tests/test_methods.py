@@ -251,6 +251,9 @@ def test_pseudo_labels_and_their_weight() -> None:
     share = (probability.amax(1) >= method.config.confidence).float().mean()
     assert weight.unique().tolist() == pytest.approx([share.item()]) and not weight.requires_grad
     assert max_prob.min() >= 1 / TABLE.num_classes
+    method.config = method.config.model_copy(update={"weighting": "pixel"})
+    _, weight, max_prob = method.pseudo_label(target.image_BCHW)
+    assert torch.equal(weight, (max_prob >= method.config.confidence).float()) and 0 < weight.mean() < 1
 
 
 def test_mixed_images_labels_and_weights_come_from_the_same_side(monkeypatch: pytest.MonkeyPatch) -> None:

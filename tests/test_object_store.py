@@ -1,4 +1,4 @@
-"""S3 with a real server: the same bytes as from a disk, through every fault that a network has, and no secret anywhere."""
+"""S3 with a real server: the same bytes as from a disk through every fault of a network, and no secret anywhere."""
 
 import gc
 import json
@@ -260,7 +260,8 @@ def test_training_survives_an_outage_and_resumes(
     before = open_run(out).step
     fit(settle(tiny_recipe(*words, "resume=true")))
     assert (before, open_run(out).step) == (4, 6)
-    assert_no_secret(storage.join(uri), capfd.readouterr().out + capfd.readouterr().err + caplog.text)
+    printed = capfd.readouterr()
+    assert_no_secret(uri, printed.out + printed.err + caplog.text)
 
 
 def assert_no_secret(uri: str, printed: str) -> None:

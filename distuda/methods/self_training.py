@@ -33,6 +33,10 @@ class SelfTraining(Method):
             le=1,
             description="probability above which a pseudo-label counts as sure; sets the target's weight",
         )
+        weighting: Literal["share", "pixel"] = Field(
+            "share",
+            description="weight of target pixels: the share of sure ones for all alike (DACS), or 1 if sure, else 0",
+        )
         lambda_mix: float = Field(1.0, ge=0, description="weight of the loss on mixed images")
         lambda_mask: float = Field(0.0, ge=0, description="weight of masked consistency, 0 = off (MIC: 1)")
         mask_ratio: float = Field(0.7, ge=0, lt=1, description="share of blocks hidden (MIC: 0.7)")
@@ -87,12 +91,14 @@ class SelfTraining(Method):
     def pseudo_label(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Teacher's hard labels, their pixel weights and the largest probability; each (B, H, W).
 
-        The weight is one number, the share of all ranks' pixels whose probability reaches ``confidence`` (DACS).
+        The weight is one number, the share of all ranks' pixels whose probability reaches ``confidence`` (DACS), or 1
+        on those pixels and 0 on the others, which keeps unsure labels of small things out of the loss.
         The teacher normalises by the target batch's own statistics, so its running statistics become the target's.
         """
         max_prob, label = self.teacher(image_BCHW).main.float().softmax(dim=1).max(dim=1)
-        share = losses.global_share(max_prob >= self.config.confidence)
-        return label, torch.ones_like(max_prob) * share, max_prob
+        sure = max_prob >= self.config.confidence
+        weight = sure.float() if self.config.weighting == "pixel" else losses.global_share(sure).expand_as(max_prob)
+        return label, weight, max_prob
 
     def _masked(self, target: Batch) -> Tensor:
         """The target's strong view with blocks hidden; hidden pixels become 0 once normalised."""
