@@ -154,13 +154,7 @@ class Results:
                 "| method | mIoU mean ± sd | seeds | tail mIoU | gap closed | label-free IM |",
             ]
             lines += ["| --- | --- | --- | --- | --- | --- |"]
-            rows = (
-                "source_only",
-                ADABN,
-                *(row for row in ROWS if row not in ("oracle_first", "oracle_second")),
-                HELD_OUT,
-            )
-            means = {row: self._mean(row, steps) for row in rows}
+            means = {row: self._mean(row, steps) for row in SHOWN}
             floor, ceiling = means["source_only"], means[HELD_OUT] or means["oracle"]
             for row, mean in means.items():
                 if mean is not None:
