@@ -23,11 +23,13 @@ from contextlib import ExitStack
 from datetime import date
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
+from distuda import storage
 from distuda.data.class_tables import CLASS_TABLES
 from distuda.data.dataset import open_dataset
 from distuda.data.decode import decode_sample
@@ -115,13 +117,13 @@ def make_readers(
     """Name -> function that starts an iterator of batches; Ray runs already, as it does when training asks for data."""
     from distuda.cluster.local import start_ray
 
-    start_ray()
     shards = distuda_shards(rows, work / "shards")
     readers = {"distuda in process": lambda: ours(shards, read_batches), "distuda Ray Data": lambda: on_ray(shards)}
     if arguments.s3:
         remote = on_s3(Path(shards), stack)
         readers["distuda in process, S3"] = lambda: ours(remote, read_batches)
         readers["distuda Ray Data, S3"] = lambda: on_ray(remote)
+    start_ray()  # after the S3 server, whose address its workers inherit
     files = plain_files(rows, work / "files")
     for n in (0, arguments.workers):
         readers[f"torch DataLoader {n}"] = lambda n=n: iter(files_loader(files, n))
@@ -160,16 +162,15 @@ def on_ray(uri: str) -> Batches:
 def on_s3(shards: Path, stack: ExitStack) -> str:
     """The shards on a local S3 server that lives as long as the stack."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from s3_server import S3Server
+    from s3_server import BUCKET, KEY, SECRET, seaweed
 
-    server = stack.enter_context(S3Server())
-    os.environ.update(server.environment)
-    from distuda import storage
-
-    uri = f"s3://{server.bucket}/input"
+    folder = Path(stack.enter_context(TemporaryDirectory()))
+    port = stack.enter_context(seaweed(folder))
+    keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    os.environ.update(keys, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_REGION="us-east-1")
+    uri = f"s3://{BUCKET}/input"
     for file in sorted(shards.iterdir()):
-        if file.is_file():
-            storage.write_bytes(storage.join(uri, file.name), file.read_bytes())
+        storage.write_bytes(storage.join(uri, file.name), file.read_bytes())
     return uri
 
 

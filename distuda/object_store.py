@@ -5,6 +5,7 @@ never taken for absence: what cannot be asked raises, so that an outage does not
 """
 
 import configparser
+import ctypes
 import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -17,7 +18,9 @@ from distuda.errors import UserError
 from distuda.outage import persist
 
 SILENCE_S = 10.0
-"""Seconds without a single byte after which a request is taken for lost; slow transfers are never cut."""
+"""Seconds without a single byte after which a request is taken for lost; slow transfers are never cut.
+
+curl looks at the mean of the last five seconds, so a transfer that falls silent is noticed up to five seconds later."""
 
 CONNECT_S = 5.0
 
@@ -25,10 +28,7 @@ ATTEMPTS = 2
 """How often pyarrow's client tries one request; longer troubles are `outage.persist`'s."""
 
 _PIECE_BYTES = 64 * 2**20
-
-_abandoned: list[Any] = []
-"""Uploads that failed. pyarrow cannot abort one: when such a stream is collected it sends what it has, and an empty or
-cut object would appear. So they are kept, and pyarrow shuts S3 down before they go with the process."""
+_MAX_FILES = 4096
 
 
 def connect(bucket: str) -> "S3":
@@ -101,7 +101,7 @@ class S3(ArrowFSWrapper):
 
     def __init__(self, fs: Any) -> None:
         super().__init__(fs)
-        self._opened = lru_cache(maxsize=4096)(fs.open_input_file)
+        self._files: dict[str, Any] = {}
         self._known_buckets: set[str] = set()
 
     @classmethod
@@ -170,7 +170,7 @@ class S3(ArrowFSWrapper):
         if start is None and end is None:
             with self.fs.open_input_file(path) as stream:
                 return bytes(stream.read())
-        stream = self._opened(path)
+        stream = self.open_native(path)
         low, high, _step = slice(start, end).indices(stream.size())
         return bytes(stream.read_at(max(0, high - low), low)) if high > low else b""
 
@@ -179,11 +179,19 @@ class S3(ArrowFSWrapper):
 
         Of objects that do not change. It holds no connection and is shared, so it is not to be closed.
         """
-        return self._opened(self._strip_protocol(path))
+        path = self._strip_protocol(path)
+        file = self._files.get(path)
+        if file is None:
+            if len(self._files) >= _MAX_FILES:
+                self._files.clear()
+            file = self._files[path] = self.fs.open_input_file(path)
+        return file
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Forget what was learned of objects."""
-        self._opened.cache_clear()
+        """Forget what was learned of all objects, or of those at and below a path."""
+        for known in list(self._files):
+            if path is None or f"{known}/".startswith(f"{path}/"):
+                self._files.pop(known, None)
 
     def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **_: Any) -> None:
         """Write an object."""
@@ -197,20 +205,21 @@ class S3(ArrowFSWrapper):
 
     def _upload(self, path: str, pieces: Iterable[Any]) -> None:
         """The object appears when all of it has arrived."""
-        self.invalidate_cache()
-        stream = self.fs.open_output_stream(self._strip_protocol(path), compression=None)
+        path = self._strip_protocol(path)
+        self.invalidate_cache(path)
+        stream = self.fs.open_output_stream(path, compression=None)
         try:
             for piece in pieces:
                 stream.write(piece)
             stream.close()
         except BaseException:
-            _abandoned.append(stream)
+            _abandon(stream)
             raise
 
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
         """Remove an object or all below a path; what is gone already is no error, so it may be tried again."""
-        self.invalidate_cache()
         path = self._strip_protocol(path)
+        self.invalidate_cache(path)
         try:
             if self.isdir(path):
                 self.fs.delete_dir(path)
@@ -218,6 +227,15 @@ class S3(ArrowFSWrapper):
                 self.fs.delete_file(path)
         except FileNotFoundError:
             return
+
+
+def _abandon(stream: Any) -> None:
+    """Keep a failed upload for ever.
+
+    pyarrow cannot abort one: when such a stream is collected it sends what it has, and an empty or cut object appears.
+    One reference too many keeps it from that, at the price of what it had buffered (some megabytes at most).
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))
 
 
 def _pieces(file: Any) -> Iterator[bytes]:

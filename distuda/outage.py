@@ -23,6 +23,7 @@ DEFAULT_PATIENCE_S = 120.0
 
 _QUIET_S = 2.0  # shorter outages are not worth a line
 _LONGEST_PAUSE_S = 8.0
+_LONGEST_TRY_S = 20.0  # of a call that failed, counted as outage: a long upload may have gone well for minutes before
 
 _LOG = logging.getLogger("distuda.storage")
 
@@ -45,8 +46,9 @@ def persist(uri: str, call: Callable[[], Result]) -> Result:
         Exception: whatever else the call raised, at once.
     """
     store = "/".join(uri.split("/")[:3])
-    first_s, pause_s = time.monotonic(), 0.5
+    first_s, pause_s = float("inf"), 0.5
     while True:
+        begun_s = time.monotonic()
         try:
             result = call()
         except Unreachable:  # of a call within this one, which has waited already
@@ -56,6 +58,7 @@ def persist(uri: str, call: Callable[[], Result]) -> Result:
                 raise UserError(reason) from error
             if not may_pass(error):
                 raise
+            first_s = min(first_s, max(begun_s, time.monotonic() - _LONGEST_TRY_S))
             first_s = min(first_s, _OUTAGES.failed(store, first_s, error))
         else:
             _OUTAGES.answered(store)
@@ -73,7 +76,7 @@ class _Outages:
         self._told: set[str] = set()
 
     def failed(self, store: str, first_s: float, error: Exception) -> float:
-        """Note a failure of a call that was begun at ``first_s``; gives the outage's beginning or raises at its end.
+        """Note a failure of a call that fails since ``first_s``; gives the outage's beginning or raises at its end.
 
         Patience is counted from the first call that failed, so that what is tried last, such as leaving a trace of
         the error, does not wait all over again.

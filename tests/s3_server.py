@@ -210,7 +210,13 @@ def _start(binary: str, folder: Path, attempt: int) -> tuple[subprocess.Popen[by
     ports = _free_ports(8)
     names = [f"{part}.port{kind}" for part in ("s3", "master", "volume", "filer") for kind in ("", ".grpc")]
     options = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={folder / 's3.json'}"]
-    options += ["-volume.max=100", "-master.volumeSizeLimitMB=64", f"-dir={data}", "-s3.port.iceberg=0"]
+    options += [
+        "-volume.max=100",
+        "-master.volumeSizeLimitMB=64",
+        f"-dir={data}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+    ]
     options += ["-master.telemetry=false", f"-filer.localSocket={data / 'filer'}", f"-s3.localSocket={data / 's3'}"]
     options += [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
     with (folder / "log").open("ab") as log:
@@ -219,12 +225,8 @@ def _start(binary: str, folder: Path, attempt: int) -> tuple[subprocess.Popen[by
 
 
 def _end(process: subprocess.Popen[bytes], ports: list[int]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    process.kill()  # it takes ten seconds to end by itself, and nothing of it is kept
+    process.wait()
     for left in Path("/tmp").glob("seaweedfs-*.sock"):  # it does not clear them away itself
         if left.stem.rsplit("-", 1)[-1] in map(str, ports):
             left.unlink(missing_ok=True)

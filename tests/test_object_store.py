@@ -80,7 +80,9 @@ def test_every_question_to_storage(uri: str, tmp_path: Path) -> None:
     assert fs.isdir(f"{path}/sub") and not fs.isdir(f"{path}/b") and not fs.isdir(f"{path}/missing")
     assert fs.info(f"{path}/sub/c")["size"] == 5 and fs.find(f"{path}/missing") == []
     assert [found.removeprefix(f"{path}/") for found in fs.find(path)] == ["a #1?x=%41", "b", "sub/c"]
+    assert storage.read_range(storage.join(uri, "b"), 0, 99) == b"b"
     storage.write_bytes(storage.join(uri, "b"), b"longer than before")
+    assert storage.read_range(storage.join(uri, "b"), 0, 99) == b"longer than before"
     assert storage.read_bytes(storage.join(uri, "b")) == b"longer than before"
     storage.write_bytes(storage.join(uri, "empty"), b"")
     assert storage.read_bytes(storage.join(uri, "empty")) == b""
@@ -97,9 +99,14 @@ def test_every_question_to_storage(uri: str, tmp_path: Path) -> None:
         storage.read_bytes(storage.join(uri, "b"))
 
 
-def test_small_files_cost_one_request_to_write(uri: str, s3: Proxy) -> None:
+def test_how_many_requests_it_takes(uri: str, s3: Proxy, sets: tuple[Dataset, Dataset]) -> None:
     storage.write_bytes(storage.join(uri, "x"), b"content")
     assert len(s3.requests) == 1
+    sets[0].read_group(0)
+    s3.requests.clear()
+    storage.write_bytes(storage.join(uri, "x"), b"other content")
+    sets[0].read_group(0)
+    assert [request.split()[0] for request in s3.requests] == ["PUT", "GET"]
 
 
 def test_prepare_from_and_to_s3_equals_the_disk(uri: str, tmp_path: Path) -> None:
@@ -173,7 +180,8 @@ def test_an_upload_that_failed_stays_away_when_the_process_ends(uri: str, s3: Pr
     code = f"from distuda import storage; fs, path = storage.filesystem({uri + '/x'!r}); fs._fs.pipe_file(path, b'1')"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 1 and "HTTP status 503" in ended.stderr
-    assert not storage.exists(storage.join(uri, "x")) and SECRET not in ended.stderr
+    assert not storage.exists(storage.join(uri, "x"))
+    assert SECRET not in ended.stderr and "destroying" not in ended.stderr
 
 
 def test_an_outage_is_said_once_and_survived(
@@ -355,6 +363,21 @@ def test_an_endpoint_that_is_none(endpoint: str, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="AWS_ENDPOINT_URL_S3 is no address") as caught:
         storage.exists("s3://tests/x")
     assert SECRET not in str(caught.value)
+
+
+def test_a_long_call_that_fails_late_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s, tries = [0.0], []
+    monkeypatch.setattr(outage.time, "monotonic", lambda: clock_s[0])
+    monkeypatch.setattr(outage.time, "sleep", lambda seconds: None)
+
+    def upload() -> str:
+        tries.append(clock_s[0])
+        clock_s[0] += 10 * outage.DEFAULT_PATIENCE_S
+        if len(tries) == 1:
+            raise ConnectionResetError("gone")
+        return "done"
+
+    assert outage.persist("s3://slow/x", upload) == "done" and len(tries) == 2
 
 
 def test_what_passes_and_what_does_not() -> None:

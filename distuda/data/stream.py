@@ -6,6 +6,7 @@ needs less memory than sending pixels and is faster on one machine. Positions co
 is started before the current one ends, since a start takes some tenths of a second.
 """
 
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing
@@ -93,8 +94,32 @@ def _tables(dataset: Dataset, windows: list[Window], labels: bool) -> Tables:
     # without a limit Ray reads ahead until a quarter of the object store is full
     room = STORED_WINDOWS * max(sum(dataset.groups[g].bytes for g in np.unique(w.groups)) for w in windows)
     options.resource_limits = options.resource_limits.copy(object_store_memory=room)
+    positions.context.custom_execution_callback_classes = [_Breathing]
     blocks = positions.map_batches(read, batch_size=1, zero_copy_batch=True, concurrency=READING)
     yield from blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+class _Breathing:
+    """Lets Ray Data's scheduling loop sleep between its steps.
+
+    The loop turns without a pause while it waits for room, in a thread of this process: it took more than half of a core
+    from the threads that decode. A window lasts seconds, so some hundredths later is early enough.
+    """
+
+    PAUSE_S = 0.03
+
+    def before_execution_starts(self, executor: object) -> None:
+        """Nothing to do."""
+
+    def on_execution_step(self, executor: object) -> None:
+        """Called by Ray Data after each step of its loop."""
+        time.sleep(self.PAUSE_S)
+
+    def after_execution_succeeds(self, executor: object) -> None:
+        """Nothing to do."""
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None:
+        """Nothing to do."""
 
 
 def _abandon(following: Future[tuple[pa.Table, Tables]]) -> None:
