@@ -102,7 +102,7 @@ def _tables(dataset: Dataset, windows: list[Window], labels: bool) -> Tables:
 class _Breathing:
     """Lets Ray Data's scheduling loop sleep between its steps.
 
-    The loop turns without a pause while it waits for room, in a thread of this process: it took more than half of a core
+    The loop turns without a pause while it waits for room, in a thread of this process: it took more than half a core
     from the threads that decode. A window lasts seconds, so some hundredths later is early enough.
     """
 
