@@ -175,8 +175,9 @@ def _nothing(layout: str, kind: Layout, tree: Tree) -> str:
     """Why there is no sample, and where the data set comes from."""
     images = f" Images come in {kind.images}." if kind.images else ""
     obtain = f" It comes as {kind.obtain}." if kind.obtain else ""
+    found = "no sample found in" if storage.exists(tree.uri) else "no sample found: there is nothing at"
     return (
-        f"no sample found in {tree.uri!r}.{images} Layout {layout!r} expects {kind.summary}, unpacked or as the "
+        f"{found} {tree.uri!r}.{images} Layout {layout!r} expects {kind.summary}, unpacked or as the "
         f"archives they come in.{obtain} Check the folder, the split and the filters."
     )
 

@@ -25,7 +25,9 @@ def known_layouts() -> Table:
     """The data sets that `distuda prepare` reads."""
     from distuda.data.layouts import LAYOUTS
 
-    table = Table("layout", "looks like", "classes", "splits, variants", "comes as", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for title in ("layout", "looks like", "classes", "splits, variants", "comes as"):
+        table.add_column(title, overflow="fold")
     for name, layout in LAYOUTS.items():
         parts = ", ".join(layout.splits) + (f"; {', '.join(layout.variants)}" if layout.variants else "")
         classes = layout.classes or ("in the files" if layout.own_table else "--classes")
