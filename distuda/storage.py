@@ -227,3 +227,10 @@ def remove(uri: str) -> None:
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def remove_parts(uri: str) -> None:
+    """Clear away what killed processes left half-written in a folder of this machine; nobody may be writing there."""
+    if is_local(uri):
+        for part in Path(filesystem(uri)[1]).glob(".*.part"):
+            part.unlink(missing_ok=True)

@@ -133,6 +133,7 @@ def finish(uri: str, table: ClassTable, parts: Sequence[Part], plan: str = "", *
     manifest = Manifest(table, groups, len(keys) - num_unlabelled, _content_hash(index), plan)
     write_manifest(uri, manifest)
     storage.remove(storage.join(uri, PROGRESS))
+    storage.remove_parts(uri)
     return manifest
 
 
