@@ -32,8 +32,8 @@ ROWS: dict[str, list[str]] = {
     "source_only_rare": ["recipes/source_only.yaml", *RARE],  # the sampling that self-training's recipe has, alone
     "minent": ["recipes/minent.yaml"],
     "advent": ["recipes/advent.yaml"],
-    "self_training": ["recipes/self_training.yaml", "method.lambda_mask=0"],
-    "self_training_masked": ["recipes/self_training.yaml"],
+    "self_training": ["recipes/self_training.yaml"],
+    "self_training_masked": ["recipes/self_training.yaml", "method.lambda_mask=1"],
     "oracle": ["recipes/source_only.yaml", "method.use_target_labels=true"],
     "oracle_first": ["recipes/source_only.yaml", "method.use_target_labels=true"],
     "oracle_second": ["recipes/source_only.yaml", "method.use_target_labels=true"],
