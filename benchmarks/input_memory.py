@@ -52,12 +52,12 @@ def main() -> None:
 
 
 def repeated(data: Dataset, factor: int) -> Dataset:
-    return replace(data, manifest=replace(data.manifest, row_groups=data.manifest.row_groups * factor))
+    groups, labelled = data.manifest.row_groups * factor, data.manifest.num_labelled * factor
+    return replace(data, manifest=replace(data.manifest, row_groups=groups, num_labelled=labelled))
 
 
 def case(uri: str, reader: str, factor: str, images: int) -> dict[str, Any]:
     data = repeated(open_dataset(uri), int(factor))
-    object.__setattr__(data.manifest, "num_labelled", len(data))
     open_stream: Callable[..., Any] = read_batches
     if reader == "Ray Data":
         from distuda.data.stream import stream_batches as open_stream

@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
 
 
 def load(camvid: Path, count: int) -> Rows:
-    """Encoded images and labels (11 = void becomes 255 nowhere: nothing here looks at the ids)."""
+    """Encoded images and labels, repeated to the count; the labels keep CamVid's ids, which nothing here looks at."""
     images = sorted(camvid.iterdir())
     rows = [(p.read_bytes(), (camvid.parent / "trainannot" / f"{p.stem}.png").read_bytes()) for p in images]
     return [rows[i % len(rows)] for i in range(count)]

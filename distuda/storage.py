@@ -212,7 +212,7 @@ def write_bytes(uri: str, content: bytes) -> None:
             fs.pipe_file(path, content)
     except Unreachable:
         raise
-    except (PermissionError, NotADirectoryError, FileExistsError, OSError) as error:
+    except OSError as error:
         raise UserError(f"cannot write {uri!r}: {error}. Choose a folder this user may write to.") from error
 
 

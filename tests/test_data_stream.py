@@ -53,6 +53,16 @@ def test_both_readers_give_the_same_batches(data: Dataset, monkeypatch: pytest.M
         read.close()  # type: ignore[attr-defined]
 
 
+def test_rays_loop_pauses_in_these_executions_and_in_no_other(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = []
+    monkeypatch.setattr(stream.time, "sleep", pauses.append)
+    next(stream.stream_batches(data, order(data), **OPTIONS))  # type: ignore[arg-type]
+    assert stream._Breathing.PAUSE_S in pauses
+    pauses.clear()
+    assert len(ray.data.range(3).take_all()) == 3
+    assert stream._Breathing.PAUSE_S not in pauses
+
+
 def test_ray_listens_on_loopback_only(data: Dataset) -> None:
     next(stream.stream_batches(data, order(data), **OPTIONS))  # type: ignore[arg-type]
     assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}

@@ -61,7 +61,17 @@ class Dataset:
         return [group.rows for group in self.groups]
 
     def __len__(self) -> int:
-        return sum(self.rows_per_group)
+        return int(self.starts[-1])
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Number of the first sample of each row group, and last the count of all."""
+        return np.concatenate([[0], np.cumsum(self.rows_per_group)]).astype(np.int64)
+
+    def window_of(self, ids: NDArray[np.int64]) -> Window:
+        """The samples of these numbers, in their order; seeds are the numbers."""
+        groups = np.searchsorted(self.starts, ids, side="right") - 1
+        return Window(ids, groups, ids - self.starts[groups], ids)
 
     def class_pixels(self) -> NDArray[np.int64]:
         """Labelled pixels per train id over the whole set, (C,); zeros without labels."""

@@ -161,8 +161,8 @@ def _clip_lengths(clips: pa.ChunkedArray) -> list[tuple[str, int]]:
 
 def _labelled(facts: Facts, ids: Ids) -> Ids:
     """The samples with a label, if there are any among them; else all."""
-    known = facts.dataset.index["class_pixels"].is_valid().to_numpy()
-    return ids[known[ids]] if known[ids].any() else ids
+    known = np.intersect1d(ids, facts.dataset.labelled_ids())
+    return known if len(known) else ids
 
 
 def _clip_frames(facts: Facts, count: int) -> dict[str, Ids]:

@@ -15,6 +15,7 @@ from rich.table import Table
 from distuda import storage
 from distuda.data.class_tables import class_table
 from distuda.data.conversion import BadSample, Conversion
+from distuda.data.dataset import Dataset
 from distuda.data.decode import Size
 from distuda.data.id_maps import find_id_map, map_by_name
 from distuda.data.labels import IGNORE, ClassTable, IdMap
@@ -53,12 +54,11 @@ class Summary:
     @property
     def num_samples(self) -> int:
         """Samples in the folder."""
-        return sum(group.rows for group in self.manifest.row_groups)
+        return self.manifest.num_samples
 
     def class_frequencies(self) -> NDArray[np.float64]:
         """Share of each class among labelled pixels, (C,); zeros without labels."""
-        pixels = np.asarray([group.class_pixels for group in self.manifest.row_groups], np.float64).sum(axis=0)
-        return np.asarray(pixels / max(1.0, float(pixels.sum())), np.float64)
+        return Dataset(self.uri, self.manifest).class_frequencies()
 
     def render(self) -> Table:
         """Counts and class frequencies for the console."""
@@ -130,7 +130,7 @@ def prepare(
     if not entries:
         raise UserError(_nothing(layout, kind, tree))
     lacking = [] if any(entry.label for entry in entries) else [entry for entry in entries if not entry.unlabelled]
-    if labels and not kind.sparse and lacking:
+    if labels and lacking:
         raise UserError(f"no label for any image in {tree.uri!r}. {_no_label_advice(kind, lacking[0])}")
     reading = Reading(kind, table, ids, labels, tags, resize)
     job = Conversion(destination_uri, reading, row_group_bytes)
@@ -141,7 +141,7 @@ def prepare(
     shards = [entries[i : i + shard_samples] for i in range(0, len(entries), shard_samples)]
     bad = job.write_all(shards, _num_workers(len(entries)) if workers is None else workers)
     _judge(job, shards, bad, kind.bad_share if max_bad_share is None else max_bad_share)
-    sparse = kind.sparse or any(entry.unlabelled for entry in entries)
+    sparse = any(entry.unlabelled for entry in entries)
     manifest = finish(destination_uri, table, job.parts(len(shards)), plan, sparse=sparse)
     return Summary(destination_uri, manifest, sum(map(len, bad)), unmapped)
 

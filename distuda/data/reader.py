@@ -167,12 +167,9 @@ def _grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def _stored(dataset: Dataset, ids: Ids) -> Iterator[Window]:
     """Samples by ascending number, a row group a window; seeds are the numbers."""
-    start = 0
-    for number, rows in enumerate(dataset.rows_per_group):
-        here = ids[np.searchsorted(ids, start) : np.searchsorted(ids, start + rows)]
+    for here in np.split(ids, np.searchsorted(ids, dataset.starts[1:-1])):
         if len(here):
-            yield Window(here, np.full_like(here, number), here - start, here)
-        start += rows
+            yield dataset.window_of(here)
 
 
 def _whole(row: Row, size: Size | None) -> Batch:

@@ -91,10 +91,11 @@ def _tables(dataset: Dataset, windows: list[Window], labels: bool) -> Tables:
     positions = ray.data.range(len(windows), override_num_blocks=len(windows))
     options = positions.context.execution_options
     options.preserve_order = True
-    # without a limit Ray reads ahead until a quarter of the object store is full
+    # without a limit Ray reads ahead by a gigabyte (benchmarks/input_throughput.md)
     room = STORED_WINDOWS * max(sum(dataset.groups[g].bytes for g in np.unique(w.groups)) for w in windows)
     options.resource_limits = options.resource_limits.copy(object_store_memory=room)
-    positions.context.custom_execution_callback_classes = [_Breathing]
+    context = positions.context
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Breathing]
     blocks = positions.map_batches(read, batch_size=1, zero_copy_batch=True, concurrency=READING)
     yield from blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
@@ -106,7 +107,7 @@ class _Breathing:
     from the threads that decode. A window lasts seconds, so some hundredths later is early enough.
     """
 
-    PAUSE_S = 0.03
+    PAUSE_S = 0.05
 
     def before_execution_starts(self, executor: object) -> None:
         """Nothing to do."""

@@ -64,8 +64,7 @@ def spread(total: int, count: int) -> Ids:
 
 def accessible(data: Dataset) -> Ids:
     """Numbers of all samples in at most `MAX_GROUPS` evenly spaced row groups."""
-    starts = _starts(data)
-    return np.concatenate([np.arange(starts[g], starts[g + 1]) for g in spread(len(data.groups), MAX_GROUPS)])
+    return np.concatenate([np.arange(data.starts[g], data.starts[g + 1]) for g in spread(len(data.groups), MAX_GROUPS)])
 
 
 def survey(data: Dataset, measured: Ids, shown: Ids, *, progress: bool = True) -> Survey:
@@ -90,18 +89,13 @@ def survey(data: Dataset, measured: Ids, shown: Ids, *, progress: bool = True) -
     )
 
 
-def _starts(data: Dataset) -> Ids:
-    return np.concatenate([[0], np.cumsum(data.rows_per_group)]).astype(np.int64)
-
-
 def _looks(data: Dataset, wanted: Ids, measured: set[int], shown: set[int]) -> Iterator[_Look]:
     """Group after group, the next one read while this one is decoded."""
-    starts = _starts(data)
-    groups = np.searchsorted(starts, wanted, side="right") - 1
+    groups = data.window_of(wanted).groups
     numbers = np.unique(groups).tolist()
 
     def read(number: int) -> pa.Table:
-        rows = wanted[groups == number] - starts[number]
+        rows = wanted[groups == number] - data.starts[number]
         return data.read_group(number, ["key", "image", "label"]).take(rows)
 
     def look(id_: int, row: dict) -> _Look:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from distuda.data.dataset import Dataset, rows_of
 from distuda.data.decode import Size, decode_sample
-from distuda.data.order import Window
 from distuda.data.tolerance import STRICT, Tolerance
 from distuda.models.segmenter import Segmenter
 
@@ -48,12 +47,10 @@ def calibrate(model: Segmenter, images: Iterable[Tensor], *, bf16: bool = False)
 def calibration_images(dataset: Dataset, num: int, size: Size | None, tolerance: Tolerance = STRICT) -> list[Tensor]:
     """At most ``num`` usable images spread over a data set, as uint8 batches (B, 3, H, W) of one size each."""
     groups = np.unique(np.linspace(0, len(dataset.groups) - 1, _MAX_GROUPS).round().astype(np.int64))
-    starts = np.concatenate([[0], np.cumsum(dataset.rows_per_group)])
-    ids = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in groups])
+    ids = np.concatenate([np.arange(dataset.starts[group], dataset.starts[group + 1]) for group in groups])
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, num).round().astype(np.int64))]
-    number = np.searchsorted(starts, ids, side="right") - 1
     batches: dict[Size, list[list[Tensor]]] = {}
-    for row in rows_of(dataset.read_window(Window(ids, number, ids - starts[number], ids), labels=False)):
+    for row in rows_of(dataset.read_window(dataset.window_of(ids), labels=False)):
         decoded = tolerance.attempt(partial(decode_sample, row, size=size, region=None, seed=0))
         if decoded is None:
             continue

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -21,6 +20,7 @@ from distuda.report import dataset_tables as tables
 from distuda.report.dataset_charts import COLOURS, Mark, distribution, log_axis, log_marks, lowest, percent
 from distuda.report.figures import BASELINE, SECOND, share_bar
 from distuda.report.pictures import animation, beside, classes_in, contact_sheet, jpeg, overlay, stack
+from distuda.report.templates import template
 
 _LARGE_SHIFT = 3.0  # standard deviations that fill the bar; beyond it two normal distributions hardly overlap
 _SIZES_SHOWN = 8
@@ -115,17 +115,10 @@ def _line(text: str) -> Text:
 
 def render(seen: Sequence[Inspection], gap: Gap | None) -> str:
     """The HTML text; everything that comes from a data set is escaped."""
-    environment = Environment(
-        loader=PackageLoader("distuda.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     names = _short_names([each.facts.name for each in seen])
     sides = [_side(*parts) for parts in zip(seen, names, COLOURS, strict=False)]
     low = lowest([share for side in sides for kind in _kinds(side) for share in kind[1].tolist()])
-    return environment.get_template("dataset.html.j2").render(
+    return template("dataset.html.j2").render(
         sides=sides,
         gap=gap,
         fact_names=list(dict.fromkeys(name for side in sides for name in side.facts)),

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from distuda import storage
@@ -16,6 +15,7 @@ from distuda.report import figures
 from distuda.report.figures import Series
 from distuda.report.gather import SEARCHED_IMAGES, ReportData, Side, gather
 from distuda.report.panels import class_palette, entropy_ramp
+from distuda.report.templates import template
 
 _TITLES = {
     "lr": ("learning rate", 1.0),
@@ -57,15 +57,8 @@ def write_report(
 
 def render(data: ReportData) -> str:
     """The HTML text; everything that comes from a run is escaped."""
-    environment = Environment(
-        loader=PackageLoader("distuda.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     ramp = entropy_ramp()
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         data=data,
         run=data.run,
         baseline=data.baseline,

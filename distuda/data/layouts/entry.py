@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import cv2
@@ -58,7 +58,7 @@ class Entry:
     tags: tuple[str, ...] | None = None
     tag_file: File | None = None
     segments: Mapping[int, tuple[int, int]] | None = None
-    label_hint: str = ""
+    label_hint: str = field(default="", repr=False)  # wording must not change the plan of a prepared set
     clip: str | None = None
     frame: int | None = None
 
@@ -103,7 +103,6 @@ class Layout:
         annotate: reads label (and instances) of an entry that has a label file.
         tags: reads the class names known to be in an entry's image; None when unknown.
         own_table: reads the class table out of the source, for layouts that carry it; their labels hold its train ids.
-        sparse: whether any frame may lack a label; where the files tell which, `Entry.unlabelled` is stricter.
         bad_share: share of samples that may be unusable unless the user says otherwise, 0..1.
     """
 
@@ -118,7 +117,6 @@ class Layout:
     annotate: Callable[[Entry], Annotation] = plain_annotation
     tags: Callable[[Entry], tuple[str, ...] | None] = given_tags
     own_table: Callable[[Tree, str | None], ClassTable] | None = None
-    sparse: bool = False
     bad_share: float = 0.0
 
 
@@ -261,7 +259,7 @@ def _labels(
     if not reading.labels and reading.tags != "masks":
         return None, None
     if entry.label is None:
-        if entry.unlabelled or reading.layout.sparse:
+        if entry.unlabelled:
             return None, None
         raise SampleError(entry.key, f"no label file for {str(entry.image)!r}. {entry.label_hint}".strip())
     try:
