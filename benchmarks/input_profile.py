@@ -22,7 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", default="runs/input/shards")
     parser.add_argument("--batches", type=int, default=300)
-    parser.add_argument("--pause", type=float, default=stream._Breathing.PAUSE_S, help="seconds in each turn of the loop")
+    parser.add_argument(
+        "--pause", type=float, default=stream._Breathing.PAUSE_S, help="seconds in each turn of the loop"
+    )
     arguments = parser.parse_args()
     stream._Breathing.PAUSE_S = arguments.pause
     start_ray()
