@@ -125,6 +125,9 @@ def work(config: dict[str, Any]) -> None:
     """What each Ray Train worker does: find its place, check the storage, `fit`."""
     from ray.train import get_context
 
+    from distuda.data.stream import warm_up
+
+    warm_up()
     recipe: Recipe = config["recipe"]
     context = get_context()
     with told():

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
+from importlib import import_module
 from itertools import chain, islice
 
 import numpy as np
@@ -62,6 +63,21 @@ STORED_WINDOWS = 4
 """Windows that may wait in the object store: with those being read, what the stream needs of its memory."""
 
 Tables = Generator[pa.Table, None, None]
+
+
+def warm_up() -> None:
+    """Have Ray start the processes that will read, without waiting for them.
+
+    Each takes some seconds to import Ray Data; a worker that calls this before it builds its networks finds them ready.
+    """
+
+    def ready() -> None:  # a function within, so that it does not bring this module and torch with it
+        for name in ("ray.data", "distuda.data.dataset"):
+            import_module(name)
+
+    reading = ray.remote(num_cpus=1)(ready)
+    for _ in range(READING):
+        reading.remote()
 
 
 def _rows(dataset: Dataset, order: Order, labels: bool) -> Generator[Row, None, None]:
