@@ -30,13 +30,14 @@ import torch
 from distuda.cluster.local import start_ray
 from distuda.data.augment import geometry
 from distuda.data.batch import Batch
+from distuda.data.class_tables import CLASS_TABLES
 from distuda.engine.distributed import worker_from_environment
 from distuda.engine.run import build_method
 from distuda.engine.schedule import build_optimizers
 from distuda.engine.step import Step
 from distuda.recipe import Recipe, load_recipe
 
-CLASSES = 11
+CLASSES = CLASS_TABLES["camvid11"].num_classes
 PAUSE_S = 0.002
 SINGLE = ["plain torch", "engine", "Ray Train, 1 worker"]
 PAIR = ["2 processes without Ray", "Ray Train, 2 workers"]
@@ -98,7 +99,7 @@ def batch_for(recipe: Recipe, device: torch.device) -> Batch:
 
 def method_for(recipe: Recipe, device: torch.device) -> Any:
     """The recipe's method, in training mode."""
-    return build_method(recipe, CLASSES, torch.full((CLASSES,), 1 / CLASSES)).to(device).train()
+    return build_method(recipe, CLASS_TABLES["camvid11"], torch.full((CLASSES,), 1 / CLASSES)).to(device).train()
 
 
 def plain_step(recipe: Recipe, device: torch.device) -> Callable[[], Any]:

@@ -28,6 +28,8 @@ SETTINGS: dict[str, list[str]] = {
     "self_training": [*SURE],
     "self_training_pixel": [*SURE, "method.weighting=pixel"],
     "self_training_masked": [*SURE, "method.lambda_mask=1", "method.mask_block=8"],
+    "self_training_distance": [*SURE, "method.lambda_distance=0.1", "method.distance_min_share=0.2"],
+    "self_training_margins": [*SURE, "method.margins=[3,2,1,4]"],
     "self_training_rare": [*SURE, "source.rare_class_temperature=0.1", "source.rare_class_min_pixels=50"],
 }  # fmt: skip
 """Recipe overrides by name of the variant; a new method adds its lines here and is tested by all that follows."""
@@ -38,7 +40,10 @@ TINY = [
 ]  # fmt: skip
 
 TABLE = ClassTable(
-    "tiny4", ("ground", "wall", "sky", "lamp"), ((90, 60, 30), (150, 20, 20), (60, 120, 200), (250, 230, 90))
+    "tiny4",
+    ("ground", "wall", "sky", "lamp"),
+    ((90, 60, 30), (150, 20, 20), (60, 120, 200), (250, 230, 90)),
+    frozenset({3}),
 )
 
 
@@ -49,7 +54,7 @@ def tiny_recipe(*overrides: str) -> Recipe:
 
 def tiny_method(recipe: Recipe) -> Method:
     """The recipe's method in training mode, as `fit` builds it."""
-    return build_method(recipe, TABLE.num_classes, torch.tensor([0.5, 0.3, 0.15, 0.05])).train()
+    return build_method(recipe, TABLE, torch.tensor([0.5, 0.3, 0.15, 0.05])).train()
 
 
 def tiny_pictures(count: int, seed: int, size: tuple[int, int] = (40, 56)) -> tuple[np.ndarray, np.ndarray]:

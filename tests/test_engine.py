@@ -140,12 +140,12 @@ def test_init_from_starts_at_the_other_runs_weights(finished: Path, domains: lis
     from distuda.engine.run import build_method
 
     recipe = tiny_recipe(*SETTINGS["self_training"], f"init_from={finished}", "seed=9")
-    method = build_method(recipe, 4, torch.full((4,), 0.25))
+    method = build_method(recipe, TABLE, torch.full((4,), 0.25))
     state = tensors_of(finished, 5)
-    for network in (method.student, method.teacher):
+    for network in (method.student, method.teaching.teacher):
         assert all(torch.equal(value, state[f"student.{key}"]) for key, value in network.state_dict().items())
     with pytest.raises(UserError, match="holds another network"):
-        build_method(tiny_recipe(*SETTINGS["advent_multi_level"], f"init_from={finished}"), 4, torch.full((4,), 0.25))
+        build_method(tiny_recipe(*SETTINGS["advent_multi_level"], f"init_from={finished}"), TABLE, torch.full((4,), 0.25))
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def fit(recipe: Recipe, worker: Worker | None = None, open_stream: OpenStream = 
     worker = worker or Worker(device=choose_device(recipe))
     data = open_data(recipe)
     frequency = torch.tensor(data.source.class_frequencies(), dtype=torch.float32)
-    method = build_method(recipe, data.source.table.num_classes, frequency).to(worker.device).train()
+    method = build_method(recipe, data.source.table, frequency).to(worker.device).train()
     with Session(recipe, worker, data, method) as session:
         session.resume()
         source, target = session.streams(open_stream)

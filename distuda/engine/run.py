@@ -55,9 +55,9 @@ def read_rows(uri: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in storage.read_bytes(path).decode().splitlines() if line]
 
 
-def build_method(recipe: Recipe, num_classes: int, class_frequency_src: torch.Tensor) -> Method:
+def build_method(recipe: Recipe, table: ClassTable, class_frequency_src: torch.Tensor) -> Method:
     """The recipe's method with its networks at their starting weights, on the CPU."""
-    model = build_model(recipe.model, num_classes, recipe.seed)
+    model = build_model(recipe.model, table.num_classes, recipe.seed)
     if recipe.init_from:
         start = open_run(recipe.init_from)
         try:
@@ -65,9 +65,10 @@ def build_method(recipe: Recipe, num_classes: int, class_frequency_src: torch.Te
         except RuntimeError as error:
             raise UserError(
                 f"init_from={recipe.init_from!r} holds another network than model.name={recipe.model.name!r} with "
-                f"{num_classes} classes: {str(error).splitlines()[1].strip()}. Choose a run of the same model."
+                f"{table.num_classes} classes: {str(error).splitlines()[1].strip()}. Choose a run of the same model."
             ) from error
-    context = Context(num_classes, class_frequency_src, recipe.augment.photometry, recipe.augment.photometry_labelled)
+    views, things = recipe.augment, tuple(sorted(table.things))
+    context = Context(table.num_classes, class_frequency_src, views.photometry, views.photometry_labelled, things)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)  # discriminators, drawn apart from the network
         method: Method = METHODS[recipe.method.name](recipe.method, model, context)
@@ -94,7 +95,7 @@ def open_run(uri: str, which: str = "last") -> Run:
     neutral = recipe.model_copy(
         update={"init_from": None, "model": recipe.model.model_copy(update={"weights": "none"})}
     )
-    method = build_method(neutral, len(table.classes), torch.full((len(table.classes),), 1 / len(table.classes)))
+    method = build_method(neutral, table, torch.full((table.num_classes,), 1 / table.num_classes))
     method.load_state_dict(load_tensors(checkpoint))
     return Run(uri, recipe, table, method.predictor().eval(), int(method.step))
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from distuda import losses
 from distuda.data.batch import Batch
-from distuda.methods.method import Context, Group, Losses, Method, MethodConfig
+from distuda.methods.method import Context, Group, Losses, Method, MethodConfig, View
 from distuda.models.discriminator import Discriminator
 from distuda.models.segmenter import Output, Segmenter
 
@@ -50,9 +50,10 @@ class MinEnt(Method):
 
     def forward(self, source: Batch, target: Batch) -> Losses:
         """Two domains, one summed objective."""
-        assert source.label_BHW is not None
-        output_src, output_tgt = self.run_student(self.labelled_view(source), target.image_BCHW)
-        terms = self.supervise(output_src, source.label_BHW)
+        views = {"src": self.labelled_view(source), "tgt": View(target.image_BCHW, target.seed_B)}
+        outputs = self.run_student(views)
+        output_tgt = outputs["tgt"]
+        terms = self.supervise(outputs["src"], views["src"])
         ramp = self.ramp(self.config.start_step)
         for suffix, logits, weight in (
             ("", output_tgt.main, self.config.lambda_ent),
@@ -74,30 +75,37 @@ class MinEnt(Method):
         }
 
 
+class AdversaryConfig(MethodConfig):
+    """Fields of the methods that have discriminators."""
+
+    lambda_adv: float = Field(0.001, ge=0, description="weight of the main head's fooling loss")
+    lambda_adv_aux: float = Field(0.0002, ge=0, description="weight of the auxiliary head's fooling loss")
+    discriminator_lr: float = Field(1e-4, gt=0, description="Adam learning rate of the discriminators")
+    discriminator_input: Literal["self_information", "softmax"] = Field(
+        "self_information", description="what the discriminators see (softmax: AdaptSegNet, CVPR 2018)"
+    )
+    start_step: int = Field(
+        0, ge=0, description="steps in which only the discriminators look at the target, before fooling starts [steps]"
+    )
+
+
 class AdvEnt(Method):
     """Source cross-entropy plus discriminators on weighted self-information maps, one a head.
 
+    With ``discriminator_input: softmax`` this is AdaptSegNet's output-space adaptation (Tsai et al., CVPR 2018).
     The paper runs three backward passes a step and toggles the discriminators' gradients in between. Here one summed
     objective gives the same gradients: the fooling term sees the discriminators with detached parameters, the
     discriminators see detached predictions.
     """
 
-    class Config(MethodConfig):
+    class Config(AdversaryConfig):
         """Fields of `AdvEnt`; defaults are the paper's."""
 
         name: Literal["advent"] = "advent"
-        lambda_adv: float = Field(0.001, ge=0, description="weight of the main head's fooling loss")
-        lambda_adv_aux: float = Field(0.0002, ge=0, description="weight of the auxiliary head's fooling loss")
-        discriminator_lr: float = Field(1e-4, gt=0, description="Adam learning rate of the discriminators")
-        start_step: int = Field(
-            0,
-            ge=0,
-            description="steps in which only the discriminators look at the target, before fooling starts [steps]",
-        )
 
-    config: Config
+    config: AdversaryConfig
 
-    def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
+    def __init__(self, config: AdversaryConfig, student: Segmenter, context: Context) -> None:
         super().__init__(config, student, context)
         levels = 2 if student.has_aux else 1
         self.discriminators = nn.ModuleList(Discriminator(context.num_classes) for _ in range(levels))
@@ -109,27 +117,43 @@ class AdvEnt(Method):
 
     def forward(self, source: Batch, target: Batch) -> Losses:
         """Segmentation, fooling and discriminator terms in one objective."""
-        assert source.label_BHW is not None
-        output_src, output_tgt = self.run_student(self.labelled_view(source), target.image_BCHW)
-        terms = self.supervise(output_src, source.label_BHW)
-        metrics: dict[str, Tensor] = {}
+        views = {"src": self.labelled_view(source), "tgt": View(target.image_BCHW, target.seed_B)}
+        outputs = self.run_student(views)
+        adversarial = self.oppose(outputs["src"], outputs["tgt"])
+        return Losses(self.supervise(outputs["src"], views["src"]) | adversarial.objective, adversarial.metrics)
+
+    def oppose(self, output_src: Output, output_tgt: Output) -> Losses:
+        """Fooling and discriminator terms of every level."""
+        made = Losses({})
         weights = (self.config.lambda_adv, self.config.lambda_adv_aux)
         for level, discriminator in enumerate(self.discriminators):
             suffix = "" if level == 0 else "_aux"
-            maps_src = losses.self_information(_level(output_src, level).detach())  # only ever judged
-            maps_tgt = losses.self_information(_level(output_tgt, level))
-            frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
-            fooled = functional_call(discriminator, frozen, (maps_tgt,))
-            terms[f"adv_tgt{suffix}"] = (
+            maps_src = self.judged_maps(_level(output_src, level).detach())  # only ever judged
+            maps_tgt = self.judged_maps(_level(output_tgt, level))
+            fooled = self.judge_frozen(maps_tgt, level)
+            made.objective[f"adv_tgt{suffix}"] = (
                 self.ramp(self.config.start_step) * weights[level] * losses.domain_bce(fooled, SOURCE)
             )
             judged_src, judged_tgt = discriminator(maps_src), discriminator(maps_tgt.detach())
-            terms[f"discriminator{suffix}"] = 0.5 * (
+            made.objective[f"discriminator{suffix}"] = 0.5 * (
                 losses.domain_bce(judged_src, SOURCE) + losses.domain_bce(judged_tgt, TARGET)
             )
             right = ((judged_src < 0).float().mean() + (judged_tgt > 0).float().mean()) / 2
-            metrics[f"discriminator_accuracy{suffix}"] = right.detach()
-        return Losses(terms, metrics)
+            made.metrics[f"discriminator_accuracy{suffix}"] = right.detach()
+        return made
+
+    def judged_maps(self, logits_BCHW: Tensor) -> Tensor:
+        """What a discriminator sees of logits, (B, C, H, W)."""
+        if self.config.discriminator_input == "softmax":
+            return logits_BCHW.float().softmax(dim=1)
+        return losses.self_information(logits_BCHW)
+
+    def judge_frozen(self, maps_BCHW: Tensor, level: int = 0) -> Tensor:
+        """A discriminator's logit map, with gradients for what it sees and none for its parameters."""
+        discriminator = self.discriminators[level]
+        frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
+        judged: Tensor = functional_call(discriminator, frozen, (maps_BCHW,))
+        return judged
 
 
 def _level(output: Output, level: int) -> Tensor:
@@ -149,6 +173,6 @@ class Ensemble(Segmenter):
         super().__init__(members[0].num_classes, align_corners=members[0].align_corners)
         self.members = nn.ModuleList(members)
 
-    def forward(self, image_BCHW: Tensor) -> Output:
+    def forward(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Output:
         """Float RGB in [0, 1] -> averaged logits at input size; no auxiliary head."""
         return Output(torch.stack([member(image_BCHW).main for member in self.members]).mean(dim=0))

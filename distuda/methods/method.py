@@ -4,9 +4,9 @@ The loop never asks which method it is. DDP wraps the method, so there is one fo
 a step, whatever happens inside.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,7 +17,7 @@ from distuda.data import augment
 from distuda.data.augment import PhotometryConfig
 from distuda.data.batch import Batch
 from distuda.errors import UserError
-from distuda.models.segmenter import Output, Segmenter
+from distuda.models.segmenter import Output, Segmenter, cut
 
 
 class MethodConfig(BaseModel):
@@ -27,6 +27,9 @@ class MethodConfig(BaseModel):
 
     name: str = Field("", description="which method")
     lambda_seg_aux: float = Field(0.1, ge=0, description="weight of the auxiliary head's source loss (ADVENT 1.1)")
+    lambda_detail: float = Field(
+        0.1, ge=0, le=1, description="with model.detail, share of the loss that the detail crop has alone (HRDA)"
+    )
     forward: Literal["per_domain", "joint"] = Field(
         "per_domain",
         description="run the network once a domain (batch-norm statistics a domain, as the papers) or once on both",
@@ -84,12 +87,30 @@ class Context:
         class_frequency_src: share of labelled source pixels a class, (C,) float, sums to 1.
         photometry: colour jitter and blur of strong views.
         photometry_labelled: whether labelled images are seen through it as well.
+        things: train ids of countable objects.
     """
 
     num_classes: int
     class_frequency_src: Tensor
     photometry: PhotometryConfig = field(default_factory=lambda: PhotometryConfig())
     photometry_labelled: bool = True
+    things: tuple[int, ...] = ()
+
+
+class View(NamedTuple):
+    """Images as the student sees them in a step, and what they teach.
+
+    Attributes:
+        image_BCHW: float RGB in [0, 1].
+        seed_B: the samples' seeds.
+        label_BHW: int64 train ids, 255 = ignore; None where nothing is taught directly.
+        weight_BHW: float weights of the pixels in [0, 1]; None = plain mean over labelled pixels.
+    """
+
+    image_BCHW: Tensor
+    seed_B: Tensor
+    label_BHW: Tensor | None = None
+    weight_BHW: Tensor | None = None
 
 
 class Method(nn.Module):
@@ -129,30 +150,45 @@ class Method(nn.Module):
         """0 before ``start_step``, 1 from there on: a device scalar to multiply a loss with."""
         return (self.step >= start_step).float()
 
-    def labelled_view(self, batch: Batch) -> Tensor:
-        """The images a supervised loss sees: jittered where the recipe says so."""
-        if not self.context.photometry_labelled:
-            return batch.image_BCHW
-        return augment.photometry(batch.image_BCHW, batch.seed_B, self.context.photometry, "labelled")
+    def labelled_view(self, batch: Batch) -> View:
+        """What a supervised loss sees: the images, jittered where the recipe says so, and their labels."""
+        assert batch.label_BHW is not None
+        image_BCHW = batch.image_BCHW
+        if self.context.photometry_labelled:
+            image_BCHW = augment.photometry(image_BCHW, batch.seed_B, self.context.photometry, "labelled")
+        return View(image_BCHW, batch.seed_B, batch.label_BHW)
 
-    def run_student(self, *images: Tensor) -> Sequence[Output]:
-        """The student on each domain's images, in one or several passes as ``config.forward`` says."""
-        if self.config.forward == "joint" and len({image.shape[1:] for image in images}) > 1:
+    def run_student(self, views: Mapping[str, View]) -> dict[str, Output]:
+        """The student on every view, in one or several passes as ``config.forward`` says."""
+        if self.config.forward == "per_domain":
+            return {name: self.student(view.image_BCHW, view.seed_B) for name, view in views.items()}
+        images = [view.image_BCHW for view in views.values()]
+        if len({image.shape[1:] for image in images}) > 1:
             sizes = " and ".join(f"{image.shape[2]}x{image.shape[3]}" for image in images)
             raise UserError(
                 f"method.forward=joint needs equal sizes, not {sizes}. Set augment.crop, or use per_domain."
             )
-        if self.config.forward == "per_domain":
-            return [self.student(image) for image in images]
-        joint = self.student(torch.cat(images))
-        counts = [len(image) for image in images]
-        mains = joint.main.split(counts)
-        auxes = [None] * len(images) if joint.aux is None else joint.aux.split(counts)
-        return [Output(main, aux) for main, aux in zip(mains, auxes, strict=True)]
+        joint: Output = self.student(torch.cat(images), torch.cat([view.seed_B for view in views.values()]))
+        return dict(zip(views, joint.split([len(image) for image in images]), strict=True))
 
-    def supervise(self, output: Output, label_BHW: Tensor, name: str = "seg_src") -> dict[str, Tensor]:
-        """Cross-entropy of the main and, where there is one, the auxiliary head."""
-        terms = {name: losses.cross_entropy(output.main, label_BHW)}
-        if output.aux is not None:
-            terms[f"{name}_aux"] = self.config.lambda_seg_aux * losses.cross_entropy(output.aux, label_BHW)
-        return terms
+    def supervise(self, output: Output, view: View, name: str = "seg_src") -> dict[str, Tensor]:
+        """Cross-entropy of the main head and, where there is one, of the auxiliary head with the view's labels.
+
+        An auxiliary head that covers a part of each image is HRDA's detail branch: the two losses then share one
+        weight (ECCV 2022, section 3.3), and the labels are cut to that part.
+        """
+        assert view.label_BHW is not None
+        main = losses.cross_entropy(output.main, view.label_BHW, view.weight_BHW)
+        if output.aux is None:
+            return {name: main}
+        if output.origin_B2 is None:
+            aux = losses.cross_entropy(output.aux, view.label_BHW, view.weight_BHW)
+            return {name: main, f"{name}_aux": self.config.lambda_seg_aux * aux}
+        size = (output.aux.shape[-2], output.aux.shape[-1])
+        label = cut(view.label_BHW, output.origin_B2, size)
+        weight = None if view.weight_BHW is None else cut(view.weight_BHW, output.origin_B2, size)
+        share = self.config.lambda_detail
+        return {
+            name: (1 - share) * main,
+            f"{name}_detail": share * losses.cross_entropy(output.aux, label, weight),
+        }

@@ -1,47 +1,130 @@
-"""Self-training with an EMA teacher and cross-domain ClassMix (DACS), with MIC's masked consistency as an option.
+"""Self-training with an EMA teacher and cross-domain ClassMix (DACS), raised by what came after it, each a field:
+DAFormer's feature distance and margins, MIC's masked consistency.
 
-Tranheden, Olsson, Pinto, Svensson: DACS, WACV 2021. Hoyer, Dai, Wang, Van Gool: MIC, CVPR 2023 (masked image
-consistency). The card in docs/methods/self_training.md says what was measured.
+Tranheden, Olsson, Pinto, Svensson: DACS, WACV 2021. Hoyer, Dai, Van Gool: DAFormer, CVPR 2022, and HRDA, ECCV 2022.
+Hoyer, Dai, Wang, Van Gool: MIC, CVPR 2023. The card in docs/methods/self_training.md says what was measured.
 """
 
 import copy
 from typing import Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from torch import Tensor, nn
 
 from distuda import losses
 from distuda.data import augment
 from distuda.data.batch import Batch
 from distuda.engine.ema import update_ema
-from distuda.methods.method import Context, Losses, Method, MethodConfig
+from distuda.methods.feature_distance import FeatureDistance
+from distuda.methods.method import Context, Losses, Method, MethodConfig, View
 from distuda.models.segmenter import Segmenter
+
+
+class TeachingConfig(BaseModel):
+    """Fields of `Teaching`; defaults are DACS's unless said otherwise."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="largest decay of the teacher's moving average")
+    confidence: float = Field(
+        0.968, ge=0, le=1, description="probability above which a pseudo-label counts as sure; sets the target's weight"
+    )
+    weighting: Literal["share", "pixel"] = Field(
+        "share",
+        description="weight of target pixels: the share of sure ones for all alike (DACS), or 1 if sure, else 0",
+    )
+    margins: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt] = Field(
+        (0, 0, 0, 0),
+        description="rows and columns of target crops without pseudo-labels: top, bottom, left, right [pixels] "
+        "(DAFormer: 15, 120, 0, 0 of 512 rows, for rectification artefacts and the bonnet)",
+    )
+    lambda_mix: float = Field(1.0, ge=0, description="weight of the loss on mixed images")
+    lambda_mask: float = Field(0.0, ge=0, description="weight of masked consistency, 0 = off (MIC: 1)")
+    mask_ratio: float = Field(0.7, ge=0, lt=1, description="share of blocks hidden (MIC: 0.7)")
+    mask_block: int = Field(
+        32, ge=1, description="side of a hidden block [pixels] (MIC: 64 at full, 32 at half Cityscapes resolution)"
+    )
+
+
+class Teaching(nn.Module):
+    """The teacher and what it makes of two batches: views of the target with pseudo-labels, mixed or masked.
+
+    Args:
+        config: this component's fields.
+        student: the network to start from and to follow; copied, not kept.
+        context: number of classes and photometry.
+    """
+
+    def __init__(self, config: TeachingConfig, student: Segmenter, context: Context) -> None:
+        super().__init__()
+        self.config, self.context = config, context
+        self.teacher = copy.deepcopy(student).requires_grad_(False)
+
+    def views(self, source: Batch, target: Batch) -> tuple[dict[str, View], dict[str, Tensor]]:
+        """What the student learns from beside the source (``mix``, ``mask``), and metrics."""
+        assert source.label_BHW is not None
+        label_tgt, weight, max_prob = self.pseudo_label(target.image_BCHW)
+        mask = augment.classmix_mask(source.label_BHW, source.seed_B, self.context.num_classes)
+        image_mix = torch.where(mask[:, None], source.image_BCHW, target.image_BCHW)
+        views = {
+            "mix": View(
+                augment.photometry(image_mix, target.seed_B, self.context.photometry, "mix"),
+                target.seed_B,
+                torch.where(mask, source.label_BHW, label_tgt),
+                torch.where(mask, torch.ones_like(weight), weight),
+            )
+        }
+        if self.config.lambda_mask:
+            views["mask"] = View(self._masked(target), target.seed_B, label_tgt, weight)
+        return views, {"pseudo_weight": weight.mean(), "pseudo_max_prob": max_prob.mean()}
+
+    def factor(self, name: str) -> float:
+        """Weight of the loss on a view of `views`."""
+        return {"mix": self.config.lambda_mix, "mask": self.config.lambda_mask}[name]
+
+    @torch.no_grad()
+    def pseudo_label(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The teacher's hard labels, their pixel weights and the largest probability; each (B, H, W).
+
+        The weight is one number, the share of all ranks' pixels whose probability reaches ``confidence`` (DACS), or 1
+        on those pixels and 0 on the others, which keeps unsure labels of small things out of the loss; 0 in the margins.
+        The teacher normalises by the target batch's own statistics, so its running statistics become the target's.
+        """
+        max_prob, label = self.teacher(image_BCHW).main.float().softmax(dim=1).max(dim=1)
+        sure = max_prob >= self.config.confidence
+        weight = sure.float() if self.config.weighting == "pixel" else losses.global_share(sure).expand_as(max_prob)
+        if any(self.config.margins):
+            top, bottom, left, right = self.config.margins
+            inner = torch.zeros_like(weight)
+            inner[:, top : inner.shape[1] - bottom, left : inner.shape[2] - right] = 1
+            weight = weight * inner
+        return label, weight, max_prob
+
+    def _masked(self, target: Batch) -> Tensor:
+        """The target's strong view with blocks hidden; hidden pixels become 0 once normalised."""
+        image = augment.photometry(target.image_BCHW, target.seed_B, self.context.photometry, "mask")
+        size = (image.shape[-2], image.shape[-1])
+        kept = augment.block_mask(target.seed_B, size, self.config.mask_block, self.config.mask_ratio)
+        return image * kept + self.teacher.normalise.mean * (1 - kept)
+
+    def follow(self, student: Segmenter, step: Tensor) -> None:
+        """Move the teacher; its decay grows from 0 so that it starts as the student (DACS)."""
+        update_ema(self.teacher, student, torch.clamp(1 - 1 / (step + 1), max=self.config.ema_decay))
 
 
 class SelfTraining(Method):
     """A teacher labels target crops; the student learns from source crops and from mixes of both domains."""
 
-    class Config(MethodConfig):
-        """Fields of `SelfTraining`; defaults are DACS's unless said otherwise."""
+    class Config(MethodConfig, TeachingConfig):
+        """Fields of `SelfTraining`."""
 
         name: Literal["self_training"] = "self_training"
-        ema_decay: float = Field(0.99, ge=0, lt=1, description="largest decay of the teacher's moving average")
-        confidence: float = Field(
-            0.968,
-            ge=0,
-            le=1,
-            description="probability above which a pseudo-label counts as sure; sets the target's weight",
+        lambda_distance: float = Field(
+            0.0, ge=0, description="weight of the feature distance to the starting encoder, 0 = off (DAFormer: 0.005)"
         )
-        weighting: Literal["share", "pixel"] = Field(
-            "share",
-            description="weight of target pixels: the share of sure ones for all alike (DACS), or 1 if sure, else 0",
-        )
-        lambda_mix: float = Field(1.0, ge=0, description="weight of the loss on mixed images")
-        lambda_mask: float = Field(0.0, ge=0, description="weight of masked consistency, 0 = off (MIC: 1)")
-        mask_ratio: float = Field(0.7, ge=0, lt=1, description="share of blocks hidden (MIC: 0.7)")
-        mask_block: int = Field(
-            32, ge=1, description="side of a hidden block [pixels] (MIC: 64 at full, 32 at half Cityscapes resolution)"
+        distance_min_share: float = Field(
+            0.75, gt=0, le=1, description="share of a feature cell's pixels that must be of one thing class"
         )
         start_step: int = Field(0, ge=0, description="steps of source-only training before the teacher is used [steps]")
         predict_with: Literal["student", "teacher"] = Field(
@@ -52,67 +135,30 @@ class SelfTraining(Method):
 
     def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
         super().__init__(config, student, context)
-        self.teacher = copy.deepcopy(student).requires_grad_(False)
+        self.teaching = Teaching(config, student, context)
+        far = config.lambda_distance > 0
+        self.distance = FeatureDistance(student, context.things, config.distance_min_share) if far else None
 
     def forward(self, source: Batch, target: Batch) -> Losses:
         """Teacher labels, mix, one pass of the student a view, named losses."""
-        assert source.label_BHW is not None
-        label_tgt, weight, max_prob = self.pseudo_label(target.image_BCHW)
-        mask = augment.classmix_mask(source.label_BHW, source.seed_B, self.context.num_classes)
-        image_mix = torch.where(mask[:, None], source.image_BCHW, target.image_BCHW)
-        views = {
-            "src": (self.labelled_view(source), source.label_BHW, None, 1.0),
-            "mix": (
-                augment.photometry(image_mix, target.seed_B, self.context.photometry, "mix"),
-                torch.where(mask, source.label_BHW, label_tgt),
-                torch.where(mask, torch.ones_like(weight), weight),
-                self.config.lambda_mix,
-            ),
-        }
-        if self.config.lambda_mask:
-            views["mask"] = (self._masked(target), label_tgt, weight, self.config.lambda_mask)
-        return self._learn(views, max_prob, weight)
-
-    def _learn(
-        self, views: dict[str, tuple[Tensor, Tensor, Tensor | None, float]], max_prob: Tensor, weight: Tensor
-    ) -> Losses:
-        """The student on every view: (image, label, pixel weights or None, loss weight) by name."""
+        taught, metrics = self.teaching.views(source, target)
+        views = {"src": self.labelled_view(source), **taught}
+        outputs = self.run_student(views)
+        terms = self.supervise(outputs["src"], views["src"])
         ramp = self.ramp(self.config.start_step)
-        outputs = self.run_student(*(image for image, *_ in views.values()))
-        terms: dict[str, Tensor] = {}
-        for output, (name, (_, label, pixel_weight, factor)) in zip(outputs, views.items(), strict=True):
-            if pixel_weight is None:
-                terms |= self.supervise(output, label, f"seg_{name}")
-            else:
-                terms[f"self_{name}"] = ramp * factor * losses.cross_entropy(output.main, label, pixel_weight)
-        return Losses(terms, {"pseudo_weight": weight.mean(), "pseudo_max_prob": max_prob.mean()})
-
-    @torch.no_grad()
-    def pseudo_label(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Teacher's hard labels, their pixel weights and the largest probability; each (B, H, W).
-
-        The weight is one number, the share of all ranks' pixels whose probability reaches ``confidence`` (DACS), or 1
-        on those pixels and 0 on the others, which keeps unsure labels of small things out of the loss.
-        The teacher normalises by the target batch's own statistics, so its running statistics become the target's.
-        """
-        max_prob, label = self.teacher(image_BCHW).main.float().softmax(dim=1).max(dim=1)
-        sure = max_prob >= self.config.confidence
-        weight = sure.float() if self.config.weighting == "pixel" else losses.global_share(sure).expand_as(max_prob)
-        return label, weight, max_prob
-
-    def _masked(self, target: Batch) -> Tensor:
-        """The target's strong view with blocks hidden; hidden pixels become 0 once normalised."""
-        image = augment.photometry(target.image_BCHW, target.seed_B, self.context.photometry, "mask")
-        size = (image.shape[-2], image.shape[-1])
-        kept = augment.block_mask(target.seed_B, size, self.config.mask_block, self.config.mask_ratio)
-        return image * kept + self.student.normalise.mean * (1 - kept)
+        for name, view in taught.items():
+            factor = ramp * self.teaching.factor(name)
+            terms |= {key: factor * loss for key, loss in self.supervise(outputs[name], view, f"self_{name}").items()}
+        if self.distance is not None:
+            distance = self.distance(outputs["src"].features, views["src"])
+            terms["distance_src"] = self.config.lambda_distance * distance
+        return Losses(terms, metrics)
 
     def after_step(self) -> None:
-        """Move the teacher; its decay grows from 0 so that it starts as the student (DACS)."""
-        warm = 1 - 1 / (self.step + 1)
-        update_ema(self.teacher, self.student, torch.clamp(warm, max=self.config.ema_decay))
+        """Move the teacher."""
+        self.teaching.follow(self.student, self.step)
         super().after_step()
 
     def predictor(self) -> Segmenter:
         """Teacher or student, as ``predict_with`` says."""
-        return self.teacher if self.config.predict_with == "teacher" else self.student
+        return self.teaching.teacher if self.config.predict_with == "teacher" else self.student

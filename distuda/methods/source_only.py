@@ -3,6 +3,7 @@
 from typing import Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from distuda.data.batch import Batch
 from distuda.methods.method import Losses, Method, MethodConfig
@@ -33,10 +34,11 @@ class SourceOnly(Method):
 
     def forward(self, source: Batch, target: Batch) -> Losses:
         """Source loss, and the target's when the oracle is asked for."""
-        assert source.label_BHW is not None
-        if not self.config.use_target_labels:
-            return Losses(self.supervise(self.student(self.labelled_view(source)), source.label_BHW))
-        assert target.label_BHW is not None
-        output_src, output_tgt = self.run_student(self.labelled_view(source), self.labelled_view(target))
-        terms = self.supervise(output_src, source.label_BHW)
-        return Losses(terms | self.supervise(output_tgt, target.label_BHW, "seg_tgt"))
+        views = {"src": self.labelled_view(source)}
+        if self.config.use_target_labels:
+            views["tgt"] = self.labelled_view(target)
+        outputs = self.run_student(views)
+        terms: dict[str, Tensor] = {}
+        for name, view in views.items():
+            terms |= self.supervise(outputs[name], view, f"seg_{name}")
+        return Losses(terms)

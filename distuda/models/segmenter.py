@@ -13,10 +13,28 @@ Features = tuple[Tensor, ...]
 
 
 class Output(NamedTuple):
-    """Logits of the main head and, for multi-level networks, of the auxiliary head; both (B, C, H, W) at input size."""
+    """What a network gives for a batch.
+
+    Attributes:
+        main: logits (B, C, H, W) at input size.
+        aux: logits of a second head, or None: at input size (multi-level networks), or of a part of each image
+            (``origin_B2`` is then set).
+        features: what `Segmenter.encode` gave.
+        origin_B2: int64 top and left of the part that ``aux`` covers, one row an image [pixels].
+    """
 
     main: Tensor
     aux: Tensor | None = None
+    features: Features = ()
+    origin_B2: Tensor | None = None
+
+    def split(self, counts: list[int]) -> list["Output"]:
+        """A joint batch's output, cut back into its parts of so many images each."""
+        mains, features = self.main.split(counts), [feature.split(counts) for feature in self.features]
+        auxes = [None] * len(counts) if self.aux is None else self.aux.split(counts)
+        origins = [None] * len(counts) if self.origin_B2 is None else self.origin_B2.split(counts)
+        parts = zip(*features, strict=True) if features else [()] * len(counts)
+        return [Output(*row) for row in zip(mains, auxes, parts, origins, strict=True)]
 
 
 class Normalise(nn.Module):
@@ -87,12 +105,26 @@ class Segmenter(nn.Module):
     def decode(self, features: Features, size: tuple[int, int]) -> Output:
         """Features to logits up-sampled to ``size`` (height, width)."""
         main, aux = self.heads(features)
-        return Output(self._resize(main, size), None if aux is None else self._resize(aux, size))
+        return Output(self._resize(main, size), None if aux is None else self._resize(aux, size), features)
 
-    def forward(self, image_BCHW: Tensor) -> Output:
-        """float32 RGB in [0, 1], (B, 3, H, W), any H and W of at least 32 -> logits (B, C, H, W)."""
+    def forward(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Output:
+        """float32 RGB in [0, 1], (B, 3, H, W), any H and W of at least 32 -> logits (B, C, H, W).
+
+        ``seed_B`` is given when the network learns: one that draws parts of its images draws them from these seeds.
+        """
         features = self.encode(self.normalise(image_BCHW))
         return self.decode(features, (image_BCHW.shape[-2], image_BCHW.shape[-1]))
 
     def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+
+
+def cut(map_BnHW: Tensor, origin_B2: Tensor, size: tuple[int, int]) -> Tensor:
+    """The part of each image's map (B, ..., H, W) of that size (height, width) below and right of its origin."""
+    height, width = map_BnHW.shape[-2:]
+    rows = origin_B2[:, :1] + torch.arange(size[0], device=map_BnHW.device)
+    columns = origin_B2[:, 1:] + torch.arange(size[1], device=map_BnHW.device)
+    flat = map_BnHW.reshape(len(map_BnHW), -1, height * width)
+    index = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
+    part = flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))
+    return part.view(*map_BnHW.shape[:-2], *size)
