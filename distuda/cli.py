@@ -44,9 +44,11 @@ def prepare(
     destination: Annotated[str, typer.Argument(help="where the shards go, any fsspec URI")],
     split: Annotated[str | None, typer.Option(help="part of the source, for example train")] = None,
     variant: Annotated[str | None, typer.Option(help="kind of the data set, for example sequence")] = None,
-    classes: Annotated[str | None, typer.Option(help="class table; default: the layout's")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="class table, or a .json file with your own; default: the layout's")
+    ] = None,
     id_map: Annotated[
-        str | None, typer.Option(help="what the label files' ids are, for example cityscapes_ids")
+        str | None, typer.Option(help="what the label files' ids are: cityscapes_ids, ..., or a .json file")
     ] = None,
     include: Annotated[list[str] | None, typer.Option(help="glob on keys; may be given several times")] = None,
     exclude: Annotated[
@@ -59,6 +61,12 @@ def prepare(
         typer.Option(help="image-level labels: what the data set gives, the classes in the masks, or none"),
     ] = "auto",
     resize: Annotated[tuple[int, int] | None, typer.Option(help="height and width to store [pixels]")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="prepared set of the other domain; its images of the same keys become pairs")
+    ] = None,
+    pair_list: Annotated[
+        str | None, typer.Option(help="CSV of key,other_key for --pairs; default: partners have the same key")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="only the first samples")] = None,
     max_bad_share: Annotated[
         float | None, typer.Option(help="share of unusable samples that is tolerated, 0 to 1; default: the layout's")
@@ -74,7 +82,7 @@ def prepare(
         run(
             layout, source, destination, split=split, variant=variant, classes=classes, id_map=id_map,
             include=include or (), exclude=exclude or (), every=every, labels=labels, tags=tags, resize=resize,
-            limit=limit, max_bad_share=max_bad_share, workers=workers,
+            pairs=pairs, pair_list=pair_list, limit=limit, max_bad_share=max_bad_share, workers=workers,
         ).render()
     )  # fmt: skip
 
@@ -110,18 +118,20 @@ def inspect(
 def train(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE.yaml] [FIELD=VALUE ...]", help="a recipe and dotted overrides"),
+        typer.Argument(
+            metavar="[RECIPE.yaml] [FIELD=VALUE ...]",
+            help="a recipe and dotted overrides; in a recipe of phases, phases.NAME.FIELD=VALUE holds for one phase",
+        ),
     ] = None,
     help_: Annotated[
         bool, typer.Option("--help", is_eager=True, callback=_train_help, help="show this and every field of a recipe")
     ] = False,
 ) -> None:
     """Train as a recipe says; without one, self-training from streets by day to streets at dusk."""
-    from distuda.cluster.train import train as run
-    from distuda.recipe import load_recipe
+    from distuda.phases import load_phases, train_phases
 
     path, overrides = _split(words or [])
-    folder = run(load_recipe(path, overrides))
+    folder = train_phases(load_phases(path, overrides))
     console.print(f"run folder: {folder}\nnext: distuda report {folder}   or   distuda export {folder}", soft_wrap=True)
 
 

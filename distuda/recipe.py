@@ -11,7 +11,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from yaml import YAMLError
@@ -87,13 +87,25 @@ class Evaluation(Section):
 class ModelConfig(Section):
     """The network."""
 
-    name: Literal["lite", "deeplabv2_resnet101", "deeplabv2_resnet50", "deeplabv2_resnet18"] = Field(
-        "lite", description="architecture"
-    )
+    name: Literal[
+        "lite", "deeplabv2_resnet101", "deeplabv2_resnet50", "deeplabv2_resnet18", "deeplabv2_vgg16",
+        "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5", "hf",
+    ] = Field("lite", description="architecture")  # fmt: skip
     weights: str = Field(
         "imagenet", description="starting weights: imagenet, none, or the path of a published state dict"
     )
-    multi_level: bool = Field(True, description="auxiliary head on layer3 (DeepLab only; ADVENT's multi-level variant)")
+    decoder: Literal["daformer", "segformer"] = Field(
+        "daformer", description="over the encoder's stages (mit_* and hf; the others have their own)"
+    )
+    backbone: str | None = Field(
+        None, description="of hf: a folder or hub id of a transformers backbone; imagenet are then its own weights"
+    )
+    multi_level: bool = Field(True, description="auxiliary head on layer3 (ResNets only; ADVENT's multi-level variant)")
+    detail: Size | None = Field(
+        None,
+        description="height and width of full-size windows beside the image at half size (HRDA: half the crop), "
+        "none = one scale [pixels]",
+    )
     batch_norm: Literal["train", "frozen"] = Field(
         "train", description="normalise training batches by their own statistics, or by the starting weights' (frozen)"
     )
@@ -181,13 +193,33 @@ def load_recipe(path: str | None = None, overrides: Sequence[str] = ()) -> Recip
     Raises:
         UserError: an unreadable file, an unknown field, a bad value; one message names all of them.
     """
+    config = read_config(path)
+    if "phases" in config:
+        raise UserError(f"recipe {path!r} has phases, and one recipe is asked for. `distuda train` runs all phases.")
+    return build_recipe(config, overrides)
+
+
+def read_config(path: str | None) -> DictConfig:
+    """The mapping that a YAML file or URI holds, interpolations unresolved; empty without one.
+
+    Raises:
+        UserError: a file that is missing, unreadable or no mapping.
+    """
     try:
         config = OmegaConf.create(storage.read_bytes(path).decode()) if path else OmegaConf.create({})
-        if not OmegaConf.is_dict(config):
-            raise UserError(f"recipe {path!r} must be a mapping of fields. See `distuda train --help`.")
-        values = OmegaConf.to_container(_merge(config, overrides), resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read recipe {path or ''} {' '.join(overrides)}: {error}") from error
+        raise UserError(f"cannot read recipe {path}: {error}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"recipe {path!r} must be a mapping of fields. See `distuda train --help`.")
+    return config
+
+
+def build_recipe(config: DictConfig, overrides: Sequence[str] = ()) -> Recipe:
+    """A checked recipe from a mapping of fields and dotted overrides; raises `UserError` as `load_recipe`."""
+    try:
+        values = OmegaConf.to_container(_merge(config, overrides), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"cannot read recipe {' '.join(overrides)}: {error}") from error
     return parse_recipe(values)
 
 
@@ -267,8 +299,8 @@ def _section_of(section: type[BaseModel], name: str, values: Any = None) -> Any:
         method = METHODS.get(given.get("name", DEFAULT_METHOD)) if isinstance(given, dict) else None
         return method.Config if method else None
     field = section.model_fields.get(name)
-    annotation = field.annotation if field else None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    kinds = [field.annotation, *get_args(field.annotation)] if field else []  # a section, or one that may be none
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _description(location: list[str], values: Any) -> str:
@@ -291,14 +323,15 @@ def fields() -> Iterator[tuple[str, str, str, str]]:
 
 def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     for name, field in section.model_fields.items():
-        inner = field.annotation
         if section is Recipe and name == "method":
             yield "method.name", " | ".join(METHODS), DEFAULT_METHOD, field.description or ""
-        elif isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _walk(inner, f"{prefix}{name}.")
-        else:
+            continue
+        inner = _section_of(section, name)
+        if inner is None or inner is not field.annotation:
             default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
-            yield prefix + name, _type_name(inner), default, field.description or ""
+            yield prefix + name, _type_name(field.annotation), default, field.description or ""
+        if inner is not None:
+            yield from _walk(inner, f"{prefix}{name}.")
 
 
 def _type_name(annotation: Any) -> str:
@@ -308,10 +341,12 @@ def _type_name(annotation: Any) -> str:
         return _type_name(arguments[0])
     if origin is Literal:
         return " | ".join(str(value) for value in arguments)
-    if origin is tuple:
+    if origin in (tuple, list):
         return f"[{', '.join(_type_name(part) for part in arguments)}]"
     if arguments:
         return " | ".join(_type_name(part) for part in arguments)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "the fields below"
     return "none" if annotation is type(None) else str(getattr(annotation, "__name__", annotation))
 
 

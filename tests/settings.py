@@ -16,6 +16,7 @@ from distuda.recipe import Recipe, load_recipe
 
 DEEPLAB = ["model.name=deeplabv2_resnet18", "model.weights=none"]
 SURE = ["method.name=self_training", "method.confidence=0.3"]  # untrained teachers are never sure by the paper's 0.968
+REGRESSION = ["method.name=feature_regression", "method.pairs=synthetic"]
 
 SETTINGS: dict[str, list[str]] = {
     "source_only": ["method.name=source_only"],
@@ -24,12 +25,25 @@ SETTINGS: dict[str, list[str]] = {
     "minent_range_prior": ["method.name=minent", "method.entropy_range=0.3", "method.class_prior=1"],
     "minent_joint": ["method.name=minent", "method.forward=joint"],
     "advent": ["method.name=advent"],
+    "advent_prior": ["method.name=advent", "method.class_prior=1"],
     "advent_multi_level": ["method.name=advent", *DEEPLAB],
+    "adaptsegnet": ["method.name=advent", "method.discriminator_input=softmax"],
+    "apoda": ["method.name=apoda"],
+    "apoda_multi_level": ["method.name=apoda", "method.attack.normalise=global", *DEEPLAB],
+    "apoda_random": ["method.name=apoda", "method.attack.direction=random", "method.attack.layers=[0,1]",
+                     "method.discriminate_perturbed=true"],
+    "apoda_taught": ["method.name=apoda", "method.self_training.confidence=0.3", "method.into_trunk=false"],
+    "feature_regression": [*REGRESSION],
+    "feature_regression_layers": [
+        *REGRESSION, "method.layers=[0,-1]", "method.layer_weights=[0.5,1]", "method.distance=cosine", *DEEPLAB,
+    ],
+    "feature_regression_first": [*REGRESSION, "method.layers=[0]", "method.distance=l1"],
     "self_training": [*SURE],
     "self_training_pixel": [*SURE, "method.weighting=pixel"],
     "self_training_masked": [*SURE, "method.lambda_mask=1", "method.mask_block=8"],
     "self_training_distance": [*SURE, "method.lambda_distance=0.1", "method.distance_min_share=0.2"],
     "self_training_margins": [*SURE, "method.margins=[3,2,1,4]"],
+    "self_training_detail": [*SURE, "model.detail=[16,24]", "method.lambda_mask=1", "method.mask_block=8"],
     "self_training_rare": [*SURE, "source.rare_class_temperature=0.1", "source.rare_class_min_pixels=50"],
 }  # fmt: skip
 """Recipe overrides by name of the variant; a new method adds its lines here and is tested by all that follows."""

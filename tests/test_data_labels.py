@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,3 +60,37 @@ def test_ids_beyond_a_byte() -> None:
     narrow = IdMap("narrow", {0: 0})
     with pytest.raises(UserError, match="1000"):
         narrow.apply(np.array([0, 1000], np.uint16))
+
+
+def test_a_file_describes_a_table_and_a_map_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "farm.json").write_text('{"classes": ["soil", "crop", "weed"], "things": ["weed"]}')
+    table = class_table(str(tmp_path / "farm.json"))
+    assert table.name == "farm" and table.classes == ("soil", "crop", "weed") and table.things == {2}
+    assert len(set(table.palette)) == 3
+    (tmp_path / "ids.json").write_text('{"7": "crop", "300": "weed", "0": "ignore"}')
+    ids = find_id_map(str(tmp_path / "ids.json"), table)
+    assert ids.apply(np.array([[7, 300, 0, 255]], np.uint16)).tolist() == [[1, 2, 255, 255]]
+    with pytest.raises(UserError, match="label id 8"):
+        ids.apply(np.array([[8]], np.uint16))
+
+
+def test_many_classes_get_colours_that_differ(tmp_path: Path) -> None:
+    (tmp_path / "many.json").write_text(json.dumps({"classes": [f"class {i}" for i in range(60)]}))
+    assert len(set(class_table(str(tmp_path / "many.json")).palette)) == 60
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"classes": 3}', '{"classes": ["a"], "things": ["b"]}',
+                                  '{"classes": ["a"], "palette": [[1, 2]]}', '{"classes": ["a", "a"]}'])  # fmt: skip
+def test_a_file_that_describes_no_table_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(UserError):
+        class_table(str(tmp_path / "bad.json"))
+
+
+@pytest.mark.parametrize(("text", "says"), [("[1]", "is not an id map"), ('{"x": "road"}', "is not an id map"),
+                                            ('{"7": "rode"}', "road"), ('{"7": "ignore"}', "ignores every id"),
+                                            ('{"70000": "road"}', "70000")])  # fmt: skip
+def test_a_file_that_is_no_map_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(UserError, match=says):
+        find_id_map(str(tmp_path / "bad.json"), class_table("cityscapes19"))

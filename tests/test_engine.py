@@ -145,7 +145,8 @@ def test_init_from_starts_at_the_other_runs_weights(finished: Path, domains: lis
     for network in (method.student, method.teaching.teacher):
         assert all(torch.equal(value, state[f"student.{key}"]) for key, value in network.state_dict().items())
     with pytest.raises(UserError, match="holds another network"):
-        build_method(tiny_recipe(*SETTINGS["advent_multi_level"], f"init_from={finished}"), TABLE, torch.full((4,), 0.25))
+        other = tiny_recipe(*SETTINGS["advent_multi_level"], f"init_from={finished}")
+        build_method(other, TABLE, torch.full((4,), 0.25))
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

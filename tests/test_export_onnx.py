@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 from distuda.data.class_tables import CLASS_TABLES
 from distuda.data.decode import resize_image
 from distuda.engine.run import Run
+from distuda.models.daformer import DaformerDecoder, EncoderDecoder
 from distuda.models.deeplab import DeepLabV2
 from distuda.models.lite import Lite
+from distuda.models.mit import MixTransformer
 from distuda.models.segmenter import Features, Normalise, Segmenter
+from distuda.models.vgg import DeepLabV2Vgg16
 from distuda.recipe import parse_recipe
 from export import verify as verification
 from export.onnx import Deployed, build_onnx, export_onnx, resize_as_trained
@@ -70,11 +74,27 @@ def assert_parity(model: Segmenter, content: bytes, size: tuple[int, int] | None
             assert len(np.unique(class_map)) > 1, "a constant class map shows nothing"
 
 
-@pytest.mark.parametrize("name", ["lite", "deeplabv2"])
+def shallow_mit() -> EncoderDecoder:
+    """MiT with one block a stage: tracing a block takes a second, and all are alike."""
+    encoder = MixTransformer("b0")
+    for stage in encoder.stages:
+        del stage.blocks[1:]  # type: ignore[union-attr]
+    return EncoderDecoder(11, encoder, DaformerDecoder(encoder.channels, 11, width=32))
+
+
+NETWORKS: dict[str, Callable[[], Segmenter]] = {
+    "lite": lambda: Lite(11),
+    "deeplabv2_resnet18": lambda: DeepLabV2(11, 18),
+    "deeplabv2_vgg16": lambda: DeepLabV2Vgg16(11),
+    "mit": shallow_mit,
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_dynamic_batch_height_width(name: str) -> None:
     torch.manual_seed(0)
-    model: Segmenter = Lite(11) if name == "lite" else DeepLabV2(11, 18)
-    if isinstance(model, Lite):  # random features are faint; louder ones make the classes vary over the image
+    model = NETWORKS[name]()
+    if isinstance(model, Lite | EncoderDecoder):  # random features are faint; louder ones vary over the image
         nn.init.normal_(model.decoder.classify.weight, std=20.0)
     assert_parity(model, build_onnx(model, table=TABLE, size=None, metadata={}, with_logits=True), None)
 

@@ -93,7 +93,7 @@ def test_resnet101_shapes_and_gradients() -> None:
     layer3, layer4 = features = model.encode(model.normalise(image))
     assert layer3.shape == (1, 1024, 9, 9) and layer4.shape == (1, 2048, 9, 9)
     assert model.heads(features)[0].shape == (1, 19, 9, 9)
-    main, aux = model.decode(features, (65, 65))
+    main, aux, *_ = model.decode(features, (65, 65))
     assert aux is not None and main.shape == aux.shape == (1, 19, 65, 65)
     (main.mean() + aux.mean()).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]

@@ -8,6 +8,8 @@ from settings import RECIPES, SETTINGS
 from distuda.errors import UserError
 from distuda.methods import METHODS
 from distuda.methods.advent import AdvEnt
+from distuda.methods.self_training import TeachingConfig
+from distuda.phases import load_phases
 from distuda.recipe import Recipe, changes, fields, load_recipe, parse_recipe, to_yaml
 
 
@@ -145,6 +147,7 @@ def test_fields_lists_every_leaf_with_a_description() -> None:
     expected = {path for path in leaves(Recipe().model_dump()) if not path.startswith("method.")} | {"method.name"}
     for name, method in METHODS.items():
         expected |= {f"method[{name}].{path}" for path in leaves(method.Config().model_dump()) if path != "name"}
+    expected |= {f"method[apoda].self_training.{name}" for name in TeachingConfig.model_fields}  # off, so no leaf
     assert set(paths) == expected
     for path, kind, default, description in rows:
         assert kind and default and len(description) > 3, path
@@ -162,5 +165,5 @@ def test_there_are_recipes() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_loads(path: Path) -> None:
-    recipe = load_recipe(str(path))
-    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+    for phase in load_phases(str(path)):
+        assert parse_recipe(phase.recipe.model_dump(mode="json")) == phase.recipe

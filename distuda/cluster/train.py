@@ -54,7 +54,17 @@ def train(recipe: Recipe) -> str:
         UserError: a mistake in the recipe, the data or the storage, wherever it was noticed; never tried again.
         RunFailed: anything else; the trace lies in ``error.txt`` in the run folder.
     """
+    require_start(recipe)
     return _train_on_ray(recipe) if recipe.workers else _train_here(recipe)
+
+
+def require_start(recipe: Recipe) -> None:
+    """Refuse a method that goes on from a trained network where none is named."""
+    if recipe.method.needs_trained_start and not recipe.init_from:
+        raise UserError(
+            f"method {recipe.method.name!r} goes on from a trained network. Name its run folder with init_from=RUN, or "
+            "use a recipe of phases that trains it first, as recipes/feature_regression.yaml does."
+        )
 
 
 def _train_here(recipe: Recipe) -> str:
@@ -75,13 +85,13 @@ def _train_on_ray(recipe: Recipe) -> str:
     _require_lasting(recipe.out)
     open_data(recipe)  # most mistakes show here, before anything is started
     start_ray(num_cpus=max(num_cores(), recipe.workers) + 1)
-    reached, failures = _newest_step(recipe), 0
+    reached, failures = newest_step(recipe), 0
     with Watch(recipe, reached) as watch:
         watch.say(
             f"training in {recipe.out} with {recipe.workers} Ray worker{'s' * (recipe.workers > 1)}; starting them"
         )
         while (error := _attempt(recipe, watch.say)) is not None:
-            cause, step = root_cause(error), _newest_step(recipe)
+            cause, step = root_cause(error), newest_step(recipe)
             if isinstance(cause, UserError):
                 raise cause
             failures, reached = (1 if step > reached else failures + 1), max(step, reached)
@@ -230,7 +240,7 @@ def _check_shared(recipe: Recipe, worker: Worker, token: str) -> None:
         )
 
 
-def _newest_step(recipe: Recipe) -> int:
+def newest_step(recipe: Recipe) -> int:
     """Step of the newest complete checkpoint, 0 without one."""
     assert recipe.out is not None
     newest = Checkpoints(recipe.out, recipe.checkpoint).latest()

@@ -75,31 +75,43 @@ class RareClassFocus:
 
 
 def geometry(batch: Batch, config: GeometryConfig, focus: RareClassFocus | None = None) -> Batch:
-    """uint8 windows -> float32 RGB crops in [0, 1] with labels; same place in both.
+    """uint8 windows -> float32 RGB crops in [0, 1] with labels and pairs; same place in all.
 
     One bilinear resampling does zoom, position and flip together; labels take the nearest pixel, and what lies
     outside the window is black and ignored. With a ``focus`` crops are drawn until they show a rare class.
     """
     image = batch.image_BCHW.float() / 255
+    pair = None if batch.pair_BCHW is None else batch.pair_BCHW.float() / 255
     window = (image.shape[-2], image.shape[-1])
     crop_size = config.crop or window
     if config.scale == (1.0, 1.0) and window == crop_size:
-        return _flip_only(replace(batch, image_BCHW=image), config.flip)
+        return _flip_only(replace(batch, image_BCHW=image, pair_BCHW=pair), config.flip)
     if focus is not None and batch.label_BHW is not None:
         grid = _focused_grid(batch.seed_B, batch.label_BHW, crop_size, config, focus)
     else:
         grid = _crop_grid(batch.seed_B, window, crop_size, config)
-    crop = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return replace(batch, image_BCHW=crop, label_BHW=_sample_labels(batch.label_BHW, grid))
+    return replace(
+        batch,
+        image_BCHW=_sample_pixels(image, grid),
+        label_BHW=_sample_labels(batch.label_BHW, grid),
+        pair_BCHW=None if pair is None else _sample_pixels(pair, grid),
+    )
 
 
 def _flip_only(batch: Batch, probability: float) -> Batch:
     flipped_B = uniform(batch.seed_B, "flip") < probability
-    image = torch.where(flipped_B[:, None, None, None], batch.image_BCHW.flip(-1), batch.image_BCHW)
-    if batch.label_BHW is None:
-        return replace(batch, image_BCHW=image)
-    label = torch.where(flipped_B[:, None, None], batch.label_BHW.flip(-1), batch.label_BHW)
-    return replace(batch, image_BCHW=image, label_BHW=label)
+
+    def turned(picture: Tensor | None) -> Tensor | None:
+        return None if picture is None else torch.where(_like(flipped_B, picture), picture.flip(-1), picture)
+
+    image = turned(batch.image_BCHW)
+    assert image is not None
+    return replace(batch, image_BCHW=image, label_BHW=turned(batch.label_BHW), pair_BCHW=turned(batch.pair_BCHW))
+
+
+def _like(mask_B: Tensor, picture: Tensor) -> Tensor:
+    """One value a sample, shaped to go with pictures (B, ...)."""
+    return mask_B.view(-1, *[1] * (picture.ndim - 1))
 
 
 def _crop_grid(seed_B: Tensor, window: tuple[int, int], crop: tuple[int, int], config: GeometryConfig) -> Tensor:
@@ -144,6 +156,10 @@ def _pixels_per_class(label_BHW: Tensor, num_classes: int) -> Tensor:
     return counts.scatter_add_(1, compact_BN, torch.ones_like(compact_BN, dtype=counts.dtype))[:, :num_classes]
 
 
+def _sample_pixels(image_BCHW: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(image_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
 def _sample_labels(label_BHW: Tensor | None, grid: Tensor) -> Tensor | None:
     if label_BHW is None:
         return None
@@ -168,7 +184,7 @@ def _photometry(image_BCHW: Tensor, seed_B: Tensor, config: PhotometryConfig, na
     draws = uniform(seed_B, f"{name}/factors", 4) * 2 - 1
     strength = draws.new_tensor([config.brightness, config.contrast, config.saturation, config.hue])
     brightness, contrast, saturation, hue = (draws * strength * jittered_B[:, None]).unbind(1)
-    matrix = _colour_matrix(1 + brightness, 1 + saturation, hue * 2 * math.pi)
+    matrix = colour_matrix(1 + brightness, 1 + saturation, hue * 2 * math.pi)
     image = torch.einsum("bij,bjhw->bihw", matrix, image_BCHW)
     luminance = torch.einsum("j,bjhw->bhw", image.new_tensor(_LUMA), image).mean(dim=(1, 2))
     factor = (1 + contrast)[:, None, None, None]
@@ -182,8 +198,8 @@ _LUMA = (0.299, 0.587, 0.114)
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
-def _colour_matrix(brightness_B: Tensor, saturation_B: Tensor, angle_B: Tensor) -> Tensor:
-    """RGB -> RGB map (B, 3, 3): hue as a rotation of the chroma plane of YIQ, saturation as its length."""
+def colour_matrix(brightness_B: Tensor, saturation_B: Tensor, angle_B: Tensor) -> Tensor:
+    """RGB -> RGB map (B, 3, 3): hue as a rotation of the chroma plane of YIQ [radians], saturation as its length."""
     to_yiq = brightness_B.new_tensor(_TO_YIQ)
     cos, sin, zero = torch.cos(angle_B) * saturation_B, torch.sin(angle_B) * saturation_B, torch.zeros_like(angle_B)
     chroma = torch.stack([torch.ones_like(zero), zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)

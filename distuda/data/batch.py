@@ -22,12 +22,15 @@ class Batch:
         seed_B: int64, one seed a sample. Every draw about a sample is a pure function of its seed, so the draws do
             not depend on rank, world size or how often a run was interrupted.
         keys: the samples' keys, for messages.
+        pair_BCHW: the other domain's images of (nearly) the same views, as ``image_BCHW`` in type, size, crop and flip;
+            None unless the method asked for them.
     """
 
     image_BCHW: Tensor
     label_BHW: Tensor | None
     seed_B: Tensor
     keys: list[str] = field(default_factory=list)
+    pair_BCHW: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
@@ -37,6 +40,7 @@ class Batch:
             image_BCHW=self.image_BCHW.to(device, non_blocking=True),
             label_BHW=label_BHW,
             seed_B=self.seed_B.to(device, non_blocking=True),
+            pair_BCHW=None if self.pair_BCHW is None else self.pair_BCHW.to(device, non_blocking=True),
         )
 
     def split(self, parts: int) -> list["Batch"]:
@@ -46,4 +50,5 @@ class Batch:
         seeds = self.seed_B.chunk(parts)
         size = len(self.keys) // parts
         keys = [self.keys[i * size : (i + 1) * size] for i in range(parts)]
-        return [Batch(*row) for row in zip(images, labels, seeds, keys, strict=True)]
+        pairs = [None] * parts if self.pair_BCHW is None else list(self.pair_BCHW.chunk(parts))
+        return [Batch(*row) for row in zip(images, labels, seeds, keys, pairs, strict=True)]

@@ -1,5 +1,10 @@
 """Every class table that can be named on the command line, with the colours its data set publishes."""
 
+import colorsys
+import json
+from pathlib import Path
+
+from distuda import storage
 from distuda.data.labels import RGB, ClassTable
 from distuda.errors import UserError, nearest
 
@@ -96,7 +101,39 @@ CLASS_TABLES: dict[str, ClassTable] = {
 
 
 def class_table(name: str) -> ClassTable:
-    """The class table of that name."""
+    """The class table of that name, or the one that a ``.json`` file or URI describes.
+
+    Such a file holds ``classes``, a list of names in the order of their train ids, and, if wished, ``palette`` (one
+    [red, green, blue] a class), ``things`` (names of countable classes) and ``name``.
+
+    Raises:
+        UserError: no such table, or a file that does not describe one.
+    """
+    if name.endswith(".json"):
+        return _table_in(name)
     if name not in CLASS_TABLES:
-        raise UserError(f"no class table {name!r}{nearest(name, CLASS_TABLES)}. Known: {', '.join(CLASS_TABLES)}.")
+        raise UserError(
+            f"no class table {name!r}{nearest(name, CLASS_TABLES)}. Known: {', '.join(CLASS_TABLES)}; or give a .json "
+            "file that lists your own classes."
+        )
     return CLASS_TABLES[name]
+
+
+def _table_in(uri: str) -> ClassTable:
+    try:
+        data = json.loads(storage.read_bytes(uri))
+        classes = [str(known) for known in data["classes"]]
+        things = frozenset(classes.index(thing) for thing in data.get("things", []))
+        palette = [(int(r), int(g), int(b)) for r, g, b in data.get("palette") or _colours(len(classes))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{uri!r} does not describe a class table ({error}). It must look like "
+            '{"classes": ["road", "car"], "things": ["car"], "palette": [[128, 64, 128], [0, 0, 142]]}.'
+        ) from error
+    return ClassTable(str(data.get("name", Path(uri).stem)), tuple(classes), tuple(palette), things)
+
+
+def _colours(count: int) -> list[tuple[float, ...]]:
+    """Colours that differ in hue by the golden ratio, in saturation and in value by turns; all of them distinct."""
+    hues = [(i * 0.618034 % 1, 0.9 - 0.3 * (i % 2), 0.95 - 0.15 * (i % 3)) for i in range(count)]
+    return [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(*hue)) for hue in hues]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from distuda import storage
 from distuda.data.decode import SampleError
 from distuda.data.layouts import Entry, Reading, load_sample
 from distuda.data.manifest import PROGRESS
+from distuda.data.pairs import Pairs
 from distuda.data.sample import Sample
 from distuda.data.shards import Part, shard_name, write_shard
 
@@ -28,11 +29,13 @@ class Conversion:
         destination: folder of the shards, any fsspec URI.
         reading: what is taken from each entry.
         row_group_bytes: encoded bytes of a row group.
+        pairs: where the other domain's images come from; None = samples get none.
     """
 
     destination: str
     reading: Reading
     row_group_bytes: int
+    pairs: Pairs | None = None
 
     def write_all(self, shards: Sequence[Sequence[Entry]], workers: int) -> list[list[BadSample]]:
         """Write the shards that are missing; the bad samples of each shard, finished earlier or now."""
@@ -57,7 +60,8 @@ class Conversion:
         def good() -> Iterator[Sample]:
             for entry in entries:
                 try:
-                    yield load_sample(entry, self.reading)
+                    sample = load_sample(entry, self.reading)
+                    yield sample if self.pairs is None else replace(sample, pair=self.pairs.image(entry.key))
                 except SampleError as error:
                     label = None if entry.label is None else str(entry.label)
                     bad.append({"key": entry.key, "image": str(entry.image), "label": label, "reason": error.reason})

@@ -51,6 +51,11 @@ class Dataset:
         return self.manifest.labelled
 
     @property
+    def paired(self) -> bool:
+        """Whether some sample has a pair."""
+        return self.manifest.num_pairs > 0
+
+    @property
     def groups(self) -> tuple[RowGroup, ...]:
         """The units of reading, in order."""
         return self.manifest.row_groups
@@ -95,14 +100,14 @@ class Dataset:
         """The row group of that number (position in `groups`), bytes still encoded."""
         return read_row_group(self.uri, self.groups[number], columns)
 
-    def read_window(self, window: Window, labels: bool = True) -> pa.Table:
+    def read_window(self, window: Window, labels: bool = True, pairs: bool = False) -> pa.Table:
         """The samples of a window, bytes still encoded; each row group is read once and its bytes are not copied.
 
         Returns:
-            Columns ``key``, ``image``, if asked ``label``, ``seed``, and ``place``, the row's number in the window's
-            order: rows lie as they are stored, `rows_of` turns them.
+            Columns ``key``, ``image``, if asked ``label`` and ``pair``, ``seed``, and ``place``, the row's number in
+            the window's order: rows lie as they are stored, `rows_of` turns them.
         """
-        columns = ["key", "image", "label"] if labels else ["key", "image"]
+        columns = ["key", "image", *["label"] * labels, *["pair"] * pairs]
         pieces = []
         for number in np.unique(window.groups):
             (places,) = np.nonzero(window.groups == number)
@@ -113,6 +118,11 @@ class Dataset:
             seeds = pa.array(window.seeds[places][turn])
             pieces.append(piece.append_column("seed", seeds).append_column("place", pa.array(places[turn])))
         return pa.concat_tables(pieces)
+
+    def pair_weights(self) -> NDArray[np.float64]:
+        """How often to draw each sample so that those with a pair come equally often and others never, (N,)."""
+        has_pair = self.index["has_pair"].to_numpy().astype(np.float64)
+        return np.asarray(has_pair / has_pair.sum(), np.float64)
 
     def rare_class_weights(self, temperature: float = 0.01, min_pixels: int = 3000) -> NDArray[np.float64]:
         """How often to draw each sample so that rare classes are seen as often as common ones, (N,), sums to 1.
@@ -148,11 +158,11 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def read_windows(
-    positions: Mapping[str, NDArray[np.int64]], dataset: Dataset, windows: Sequence[Window], labels: bool
+    positions: Mapping[str, NDArray[np.int64]], dataset: Dataset, windows: Sequence[Window], labels: bool, pairs: bool
 ) -> Iterator[pa.Table]:
     """What a Ray Data task does: the windows at ``positions["id"]``, one table each."""
     for position in positions["id"]:
-        yield dataset.read_window(windows[int(position)], labels)
+        yield dataset.read_window(windows[int(position)], labels, pairs)
 
 
 def open_dataset(uri: str) -> Dataset:

@@ -170,3 +170,20 @@ def decode_sample(
         image = window(image, region, seed, 0)
         label = None if label is None else window(label, region, seed, IGNORE)
     return image, label
+
+
+def decode_pair(row: Mapping[str, Any], *, size: Size | None, region: Size | None, seed: int) -> NDArray[np.uint8]:
+    """The pair of one row as `decode_sample` gives its image: the same size, and the same place of the window.
+
+    Args:
+        row: at least ``key``, ``image`` and ``pair`` (encoded bytes).
+        size, region, seed: as for `decode_sample`; a pair of another size is brought to the image's.
+
+    Returns:
+        uint8 RGB (H, W, 3).
+    """
+    key = str(row["key"])
+    if row.get("pair") is None:
+        raise SampleError(key, "it has no pair. Prepare the data set with --pairs.")
+    pair = resize_image(decode_image(row["pair"], f"{key} (pair)"), size or image_size(row["image"], key))
+    return pair if region is None else window(pair, region, seed, 0)

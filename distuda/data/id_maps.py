@@ -5,9 +5,12 @@ Ids are listed by class name, so that one list serves every subset of classes. S
 and DA-VSN (15, 12 and 11 classes).
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from distuda import storage
 from distuda.data.class_tables import CLASS_TABLES
 from distuda.data.labels import IGNORE, ClassTable, IdMap, identity_map
 from distuda.errors import UserError, nearest
@@ -78,13 +81,20 @@ LABEL_IDS: dict[str, Ids] = {
 def find_id_map(name: str | None, table: ClassTable) -> IdMap:
     """The map from ids of that name to the table's train ids; without a name, the identity on the table.
 
+    A ``.json`` file or URI holds a map of one's own: ``{"7": "road", "26": "car", "0": "ignore"}``.
+
     Raises:
         UserError: no such ids, or ids that never give one of the table's classes.
     """
     if name is None:
         return identity_map(table)
+    if name.endswith(".json"):
+        return _map_in(name, table)
     if name not in LABEL_IDS:
-        raise UserError(f"no id map {name!r}{nearest(name, LABEL_IDS)}. Known: {', '.join(LABEL_IDS)}.")
+        raise UserError(
+            f"no id map {name!r}{nearest(name, LABEL_IDS)}. Known: {', '.join(LABEL_IDS)}; or give a .json file like "
+            '{"7": "road", "0": "ignore"}.'
+        )
     ids = LABEL_IDS[name]
     merged = _MERGED.get(table.name, {})
     named = {i: merged.get(known, known) for i, known in ids.classes.items()}
@@ -97,6 +107,22 @@ def find_id_map(name: str | None, table: ClassTable) -> IdMap:
         )
     train = {i: table.index(known) for i, known in named.items() if known in table.classes}
     return IdMap(name, train, ids.others | (set(named) - set(train)))
+
+
+def _map_in(uri: str, table: ClassTable) -> IdMap:
+    try:
+        named = {int(i): str(known) for i, known in json.loads(storage.read_bytes(uri)).items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{uri!r} is not an id map ({error}). It must name a class, or ignore, for each id: "
+            '{"7": "road", "0": "ignore"}.'
+        ) from error
+    if outside := [i for i in named if not 0 <= i < 65536]:
+        raise UserError(f"id map {uri!r} has id {outside[0]}; ids are 0 to 65535.")
+    train = {i: table.index(known) for i, known in named.items() if known != "ignore"}
+    if not train:
+        raise UserError(f"id map {uri!r} ignores every id. Give some of them classes of {table.name!r}.")
+    return IdMap(Path(uri).stem, train, frozenset(named) - set(train) | {IGNORE} - set(train))
 
 
 def map_by_name(own: ClassTable, table: ClassTable) -> IdMap:

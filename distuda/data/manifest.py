@@ -31,11 +31,12 @@ INDEX_SCHEMA = pa.schema(
         pa.field("clip", pa.string()),
         pa.field("frame", pa.int32()),
         pa.field("has_instances", pa.bool_()),
+        pa.field("has_pair", pa.bool_()),
     ]
 )
 """One line a sample, in the order of shards, row groups and rows; ``class_pixels`` is null without a label, ``digest``
-is the SHA-256 of image and label. Tags, clip and frame are those of the sample, so clips and tags are found without
-reading an image."""
+is the SHA-256 of image, label and pair. Tags, clip and frame are those of the sample, so clips and tags are found
+without reading an image."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class RowGroup:
         file: shard file name, relative to the folder.
         index: number of the row group in that file.
         rows: samples in it.
-        bytes: encoded images and labels together.
+        bytes: encoded images, labels, instances and pairs together.
         class_pixels: labelled pixels per train id, C values.
     """
 
@@ -74,8 +75,9 @@ class Manifest:
         table: the class table of the labels, in full.
         row_groups: in the order of the samples.
         num_labelled: samples with a label; in video data often one frame in many.
-        content_hash: hex SHA-256 over keys, images and labels in order; equal data, equal hash.
+        content_hash: hex SHA-256 over keys, images, labels and pairs in order; equal data, equal hash.
         plan: hash of the options that `prepare` ran with; empty when written directly.
+        num_pairs: samples with the other domain's image of the same view.
     """
 
     table: ClassTable
@@ -83,6 +85,7 @@ class Manifest:
     num_labelled: int
     content_hash: str
     plan: str = ""
+    num_pairs: int = 0
 
     @property
     def num_samples(self) -> int:
@@ -102,6 +105,7 @@ class Manifest:
             "num_labelled": self.num_labelled,
             "content_hash": self.content_hash,
             "plan": self.plan,
+            "num_pairs": self.num_pairs,
             "row_groups": [group.to_json() for group in self.row_groups],
         }
 
@@ -110,7 +114,8 @@ class Manifest:
         """The inverse of `to_json`."""
         groups = tuple(RowGroup.from_json(group) for group in data["row_groups"])
         table = ClassTable.from_json(data["classes"])
-        return cls(table, groups, data["num_labelled"], data["content_hash"], data["plan"])
+        num_pairs = data.get("num_pairs", 0)  # sets from before there were pairs
+        return cls(table, groups, data["num_labelled"], data["content_hash"], data["plan"], num_pairs)
 
 
 def write_manifest(uri: str, manifest: Manifest) -> None:

@@ -22,6 +22,7 @@ from distuda.data.labels import IGNORE, ClassTable, IdMap
 from distuda.data.layouts import Entry, Layout, Reading, find_layout
 from distuda.data.layouts.entry import choose
 from distuda.data.manifest import PROGRESS, Manifest, read_manifest
+from distuda.data.pairs import find_pairs
 from distuda.data.shards import ROW_GROUP_BYTES, SHARD_SAMPLES, finish, is_complete
 from distuda.data.source import Tree
 from distuda.errors import UserError
@@ -66,7 +67,8 @@ class Summary:
         bad = f", {self.num_bad} left out (see {BAD_SAMPLES})" if self.num_bad else ""
         labelled = self.manifest.num_labelled
         some = f", {labelled} with labels" if 0 < labelled < self.num_samples else ""
-        title = f"{self.uri}: {self.num_samples} samples{some}, {megabytes:.1f} MB{bad}"
+        pairs = f", {self.manifest.num_pairs} with a pair" if self.manifest.num_pairs else ""
+        title = f"{self.uri}: {self.num_samples} samples{some}{pairs}, {megabytes:.1f} MB{bad}"
         table = Table("class", "share of pixels", title=title, title_justify="left", min_width=len(title))
         if self.unmapped:
             table.caption = f"ignored, not in {self.manifest.table.name}: {', '.join(self.unmapped)}"
@@ -90,6 +92,8 @@ def prepare(
     labels: bool = True,
     tags: Literal["auto", "masks", "none"] = "auto",
     resize: Size | None = None,
+    pairs: str | None = None,
+    pair_list: str | None = None,
     limit: int | None = None,
     max_bad_share: float | None = None,
     workers: int | None = None,
@@ -112,6 +116,9 @@ def prepare(
         labels: False writes an unlabelled set even where labels exist.
         tags: image-level labels: "auto" = those that the layout gives, "masks" = the classes in the label, "none".
         resize: (height, width) to store smaller images; None keeps the files as they are.
+        pairs: a prepared data set of the other domain whose images become the pairs of the samples with the same key;
+            they are stored as they are there, and a sample without a partner has none.
+        pair_list: CSV file with the columns ``key`` and ``other_key``, where partners have other keys.
         limit: only so many samples, the first in key order.
         max_bad_share: share of samples that may be unusable, 0..1; above it the run fails. None = the layout's.
         workers: Ray workers that write shards at once; 0 = in this process, without Ray; None = as many as there are
@@ -120,7 +127,7 @@ def prepare(
         shard_samples: samples of a shard, the unit of writing and restarting.
 
     Raises:
-        UserError: empty source, too many bad samples, or a destination that holds something else.
+        UserError: empty source, too many bad samples, no pair found, or a destination that holds something else.
     """
     kind = find_layout(layout)
     tree = Tree(source_uri)
@@ -133,7 +140,10 @@ def prepare(
     if labels and lacking:
         raise UserError(f"no label for any image in {tree.uri!r}. {_no_label_advice(kind, lacking[0])}")
     reading = Reading(kind, table, ids, labels, tags, resize)
-    job = Conversion(destination_uri, reading, row_group_bytes)
+    if pair_list and not pairs:
+        raise UserError(f"the list of pairs {pair_list!r} needs the data set it names images of. Add --pairs.")
+    partners = find_pairs([entry.key for entry in entries], pairs, pair_list) if pairs else None
+    job = Conversion(destination_uri, reading, row_group_bytes, partners)
     plan = _plan(layout, job, entries, shard_samples)
     if is_complete(destination_uri):
         return replace(_already_there(destination_uri, plan), unmapped=unmapped)
@@ -221,6 +231,8 @@ def _plan(layout: str, job: Conversion, entries: Sequence[Entry], shard_samples:
         "ids": [how.ids.name, sorted(how.ids.train_ids.items()), sorted(how.ids.ignored)],
         "options": [how.labels, how.tags, how.resize, job.row_group_bytes, shard_samples],
     }
+    if job.pairs is not None:  # sets without pairs keep the plan they had before there were any
+        facts["pairs"] = job.pairs.digest()
     total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for entry in entries:
         total.update(repr(entry).encode())

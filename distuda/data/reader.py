@@ -12,7 +12,7 @@ import torch
 
 from distuda.data.batch import Batch
 from distuda.data.dataset import Dataset, rows_of
-from distuda.data.decode import Size, decode_sample, resize_image
+from distuda.data.decode import Size, decode_pair, decode_sample, resize_image
 from distuda.data.order import Ids, Order, Window
 from distuda.data.tolerance import STRICT, Tolerance
 from distuda.errors import UserError
@@ -33,6 +33,7 @@ def read_batches(
     size: Size | None,
     region: Size | None,
     labels: bool,
+    pairs: bool = False,
     prefetch: int = 4,
     tolerance: Tolerance = STRICT,
 ) -> Iterator[Batch]:
@@ -45,6 +46,7 @@ def read_batches(
         size: (height, width) after resizing, None = native.
         region: (height, width) of the seeded window cut after resizing, None = the whole image.
         labels: whether batches carry labels; needs a labelled data set.
+        pairs: whether batches carry pairs; every sample of the order must have one.
         prefetch: batches decoded ahead.
         tolerance: what happens to samples that cannot be used. The place of one that is passed over goes to the next
             good sample of its batch, with another crop, so positions and batch sizes stay what they are.
@@ -52,11 +54,11 @@ def read_batches(
     Returns:
         uint8 images, int64 labels or None, int64 seeds; closing the iterator stops its threads.
     """
-    require_labels(dataset, labels)
+    require(dataset, labels, pairs)
     with threads(1) as pool:
-        tables = ahead(pool, lambda window: dataset.read_window(window, labels), order.windows(), 1)
+        tables = ahead(pool, lambda window: dataset.read_window(window, labels, pairs), order.windows(), 1)
         rows = (row for table in tables for row in rows_of(table))
-        yield from decode_batches(rows, batch_size, size, region, prefetch, tolerance)
+        yield from decode_batches(rows, batch_size, size, region, prefetch, tolerance, pairs)
 
 
 def iterate_once(
@@ -91,11 +93,16 @@ def decode_batches(
     region: Size | None,
     prefetch: int,
     tolerance: Tolerance = STRICT,
+    pairs: bool = False,
 ) -> Iterator[Batch]:
     """Rows of `Dataset.read_window` to batches, each decoded by one of a few threads; no unfilled batch at the end."""
 
     def picture(row: Row, seed: int) -> Any:
-        return tolerance.attempt(lambda: decode_sample(row, size=size, region=region, seed=seed))
+        return tolerance.attempt(lambda: pictures_of(row, seed))
+
+    def pictures_of(row: Row, seed: int) -> tuple[Any, ...]:
+        found = decode_sample(row, size=size, region=region, seed=seed)
+        return (*found, decode_pair(row, size=size, region=region, seed=seed)) if pairs else found
 
     def make(rows: list[Row]) -> Batch:
         pictures, keys = [], []
@@ -115,22 +122,28 @@ def decode_batches(
         yield from ahead(pool, make, _grouped(rows, batch_size), prefetch)
 
 
-def collate(pictures: list[tuple[Any, Any]], seeds: list[int], keys: list[str]) -> Batch:
-    """Decoded (image, label or None) pairs of one size to a batch."""
-    shapes = {image.shape for image, _ in pictures}
+def collate(pictures: list[tuple[Any, ...]], seeds: list[int], keys: list[str]) -> Batch:
+    """Decoded (image, label or None) or (image, label or None, pair) of one size to a batch."""
+    images, labels, *pairs = zip(*pictures, strict=True)
+    shapes = {image.shape for image in images}
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{w}x{h}" for h, w, _ in shapes))
         raise UserError(f"images of one batch differ in size ({sizes}). Set a size or a region for the domain.")
-    image = torch.from_numpy(np.stack([image for image, _ in pictures])).permute(0, 3, 1, 2)
-    labels = [label for _, label in pictures]
     label = None if labels[0] is None else torch.from_numpy(np.stack(labels)).long()
-    return Batch(image, label, torch.tensor(seeds, dtype=torch.int64), keys)
+    pair = _stacked(pairs[0]) if pairs else None
+    return Batch(_stacked(images), label, torch.tensor(seeds, dtype=torch.int64), keys, pair)
 
 
-def require_labels(dataset: Dataset, labels: bool) -> None:
-    """Refuse to read labels from a data set that has none."""
+def _stacked(images: tuple[Any, ...]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def require(dataset: Dataset, labels: bool, pairs: bool) -> None:
+    """Refuse to read labels or pairs from a data set that has none."""
     if labels and not dataset.labelled:
         raise UserError(f"{dataset.uri!r} has no labels, but this domain needs them. Prepare it with labels.")
+    if pairs and not dataset.paired:
+        raise UserError(f"{dataset.uri!r} has no pairs, but this domain needs them. Prepare it with --pairs.")
 
 
 def ahead(

@@ -15,6 +15,7 @@ SCHEMA = pa.schema(
         pa.field("frame", pa.int32()),
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
+        pa.field("pair", pa.binary()),
     ]
 )
 
@@ -31,6 +32,7 @@ class Sample:
         tags: train ids known to be in the image (image-level labels); None when unknown.
         clip, frame: the clip's name and the frame's number in it; None for still images.
         height, width: of the decoded image, pixels.
+        pair: the bytes of the other domain's image of (nearly) the same view, as they came; None when there is none.
     """
 
     key: str
@@ -42,3 +44,4 @@ class Sample:
     tags: list[int] | None = None
     clip: str | None = None
     frame: int | None = None
+    pair: bytes | None = None

@@ -130,7 +130,8 @@ def finish(uri: str, table: ClassTable, parts: Sequence[Part], plan: str = "", *
         raise UserError(f"{num_unlabelled} of {len(keys)} samples have no label. Give all of them labels, or none.")
     with _whole_file(storage.join(uri, INDEX)) as path:
         pq.write_table(index, path)
-    manifest = Manifest(table, groups, len(keys) - num_unlabelled, _content_hash(index), plan)
+    num_pairs = int(np.count_nonzero(index["has_pair"].to_numpy()))
+    manifest = Manifest(table, groups, len(keys) - num_unlabelled, _content_hash(index), plan, num_pairs)
     write_manifest(uri, manifest)
     storage.remove(storage.join(uri, PROGRESS))
     storage.remove_parts(uri)
@@ -192,7 +193,7 @@ def _by_bytes(samples: Iterable[Sample], limit: int) -> Iterator[list[Sample]]:
 
 
 def _num_bytes(sample: Sample) -> int:
-    return len(sample.image) + len(sample.label or b"") + len(sample.instance or b"")
+    return sum(len(picture or b"") for picture in (sample.image, sample.label, sample.instance, sample.pair))
 
 
 def _record(part: Part, rows: list[Sample], name: str, num_classes: int) -> None:
@@ -210,11 +211,12 @@ def _record(part: Part, rows: list[Sample], name: str, num_classes: int) -> None
             "height": row.height,
             "width": row.width,
             "class_pixels": pixels[i],
-            "digest": hashlib.sha256(row.image + (row.label or b"")).digest(),
+            "digest": hashlib.sha256(row.image + (row.label or b"") + (row.pair or b"")).digest(),
             "tags": row.tags,
             "clip": row.clip,
             "frame": row.frame,
             "has_instances": row.instance is not None,
+            "has_pair": row.pair is not None,
         }
         for i, row in enumerate(rows)
     ]

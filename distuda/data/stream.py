@@ -7,7 +7,7 @@ is started before the current one ends, since a start takes some tenths of a sec
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
@@ -23,7 +23,7 @@ from distuda.data.batch import Batch
 from distuda.data.dataset import Dataset, read_windows, rows_of
 from distuda.data.decode import Size
 from distuda.data.order import Order, Window
-from distuda.data.reader import Row, decode_batches, require_labels, threads
+from distuda.data.reader import Row, decode_batches, require, threads
 from distuda.data.tolerance import STRICT, Tolerance
 
 STRETCH = 64
@@ -41,6 +41,7 @@ def stream_batches(
     size: Size | None,
     region: Size | None,
     labels: bool,
+    pairs: bool = False,
     prefetch: int = 4,
     tolerance: Tolerance = STRICT,
 ) -> Iterator[Batch]:
@@ -49,11 +50,12 @@ def stream_batches(
     Starts Ray on this machine unless it runs already. Each rank calls this for itself. One logical CPU has to be left
     to data, or the stream waits for ever.
     """
-    require_labels(dataset, labels)
+    require(dataset, labels, pairs)
     start_ray()
     quiet_data()
-    with closing(_rows(dataset, order, labels)) as rows:
-        yield from decode_batches(rows, batch_size, size, region, prefetch, tolerance)
+    read = partial(read_windows, dataset=dataset, labels=labels, pairs=pairs)
+    with closing(_rows(dataset, order, read)) as rows:
+        yield from decode_batches(rows, batch_size, size, region, prefetch, tolerance, pairs)
 
 
 READING = 2
@@ -63,6 +65,7 @@ STORED_WINDOWS = 4
 """Windows that may wait in the object store: with those being read, what the stream needs of its memory."""
 
 Tables = Generator[pa.Table, None, None]
+Read = Callable[..., Iterator[pa.Table]]
 
 
 def warm_up() -> None:
@@ -80,30 +83,29 @@ def warm_up() -> None:
         reading.remote()
 
 
-def _rows(dataset: Dataset, order: Order, labels: bool) -> Generator[Row, None, None]:
+def _rows(dataset: Dataset, order: Order, read: Read) -> Generator[Row, None, None]:
     windows = order.windows()
     with threads(1) as pool:
-        following = pool.submit(_begin, dataset, list(islice(windows, STRETCH)), labels)
+        following = pool.submit(_begin, dataset, list(islice(windows, STRETCH)), read)
         try:
             while True:
                 first, tables = following.result()
                 with closing(tables):
                     for number, table in enumerate(chain([first], tables), start=1):
                         if number == STRETCH - LEAD:
-                            following = pool.submit(_begin, dataset, list(islice(windows, STRETCH)), labels)
+                            following = pool.submit(_begin, dataset, list(islice(windows, STRETCH)), read)
                         yield from rows_of(table)
         finally:
             _abandon(following)
 
 
-def _begin(dataset: Dataset, windows: list[Window], labels: bool) -> tuple[pa.Table, Tables]:
+def _begin(dataset: Dataset, windows: list[Window], read: Read) -> tuple[pa.Table, Tables]:
     """Start a stretch: its first table (one a window) and the generator of the others."""
-    tables = _tables(dataset, windows, labels)
+    tables = _tables(dataset, windows, read)
     return next(tables), tables
 
 
-def _tables(dataset: Dataset, windows: list[Window], labels: bool) -> Tables:
-    read = partial(read_windows, dataset=dataset, windows=windows, labels=labels)
+def _tables(dataset: Dataset, windows: list[Window], read: Read) -> Tables:
     positions = ray.data.range(len(windows), override_num_blocks=len(windows))
     options = positions.context.execution_options
     options.preserve_order = True
@@ -112,6 +114,7 @@ def _tables(dataset: Dataset, windows: list[Window], labels: bool) -> Tables:
     options.resource_limits = options.resource_limits.copy(object_store_memory=room)
     context = positions.context
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Breathing]
+    read = partial(read, windows=windows)
     blocks = positions.map_batches(read, batch_size=1, zero_copy_batch=True, concurrency=READING)
     yield from blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 

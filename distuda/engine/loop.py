@@ -82,6 +82,11 @@ def open_data(recipe: Recipe) -> Data:
             f"method.use_target_labels=true, but target.uri={recipe.target.uri!r} has no labels. Prepare it with "
             "labels, or set it false."
         )
+    if recipe.method.needs_pairs and not target.paired:
+        raise UserError(
+            f"method {recipe.method.name!r} compares pairs, but target.uri={recipe.target.uri!r} has none. Prepare it "
+            "with --pairs, or set method.pairs=synthetic."
+        )
     for name, data in (("target", target), ("evaluation", evaluation)):
         if data.table.classes != source.table.classes:
             raise UserError(
@@ -220,6 +225,9 @@ class Session:
         if isinstance(domain, Source) and domain.rare_class_temperature is not None:
             weights = dataset.rare_class_weights(domain.rare_class_temperature, domain.rare_class_min_pixels)
             region = None  # the step looks for a crop with the rare class, so it needs the whole image
+        pairs = name == "target" and self.recipe.method.needs_pairs
+        if pairs and dataset.manifest.num_pairs < len(dataset):
+            weights = dataset.pair_weights()
         self.orders[name] = Order(
             dataset.rows_per_group, seed=self.recipe.seed, domain=name, rank=self.worker.rank, world=self.worker.world,
             window=domain.window, history=self.histories[name], weights=weights,
@@ -227,7 +235,7 @@ class Session:
         wants_labels = name == "source" or self.recipe.method.needs_target_labels
         stream = open_stream(
             dataset, self.orders[name], batch_size=self.recipe.batch_size, size=domain.size,
-            region=region, labels=wants_labels, tolerance=self.tolerances[name],
+            region=region, labels=wants_labels, pairs=pairs, tolerance=self.tolerances[name],
         )  # fmt: skip
         return self._closing.enter_context(closing(stream))  # type: ignore[type-var]
 

@@ -21,6 +21,7 @@ from distuda.methods import METHODS, Context
 from distuda.methods.method import Method
 from distuda.models import build_model
 from distuda.models.segmenter import Segmenter
+from distuda.phases import phase_folders
 from distuda.recipe import Recipe, load_recipe
 
 
@@ -86,6 +87,8 @@ def open_run(uri: str, which: str = "last") -> Run:
         UserError: no run there, or no checkpoint yet.
     """
     if not storage.exists(storage.join(uri, "recipe.yaml")):
+        if folders := phase_folders(uri):
+            raise UserError(f"{uri!r} holds phases. Give the run folder of one: {', '.join(reversed(folders))}.")
         raise UserError(
             f"{uri!r} is not a run folder: it has no recipe.yaml. Give the folder that `distuda train` printed."
         )

@@ -1,6 +1,8 @@
 """The methods by name. A new method is one file here and one line in `METHODS`."""
 
 from distuda.methods.advent import AdvEnt, MinEnt
+from distuda.methods.apoda import Apoda
+from distuda.methods.feature_regression import FeatureRegression
 from distuda.methods.method import Context, Losses, Method, MethodConfig
 from distuda.methods.self_training import SelfTraining
 from distuda.methods.source_only import SourceOnly
@@ -9,7 +11,9 @@ METHODS: dict[str, type[Method]] = {
     "source_only": SourceOnly,
     "minent": MinEnt,
     "advent": AdvEnt,
+    "apoda": Apoda,
     "self_training": SelfTraining,
+    "feature_regression": FeatureRegression,
 }
 
 __all__ = ["METHODS", "Context", "Losses", "Method", "MethodConfig"]

@@ -20,10 +20,27 @@ from distuda.models.segmenter import Output, Segmenter
 SOURCE, TARGET = 0, 1
 
 
+class PriorConfig(MethodConfig):
+    """Fields of the class prior (the paper's CP), for both methods."""
+
+    class_prior: float = Field(
+        0.0, ge=0, description="factor on the target term's weight for the class-prior hinge, 0 = off (unpublished)"
+    )
+    class_prior_mu: float = Field(0.5, ge=0, le=1, description="relaxation of the class prior (paper: 0.5)")
+
+
+def prior_terms(logits_BCHW: Tensor, config: PriorConfig, context: Context) -> dict[str, Tensor]:
+    """The class-prior hinge on target logits, if it is switched on."""
+    if not config.class_prior:
+        return {}
+    prior_C = context.class_frequency_src.to(logits_BCHW.device)
+    return {"prior_tgt": config.class_prior * losses.class_prior(logits_BCHW, prior_C, config.class_prior_mu)}
+
+
 class MinEnt(Method):
     """Source cross-entropy plus the mean prediction entropy of target images."""
 
-    class Config(MethodConfig):
+    class Config(PriorConfig):
         """Fields of `MinEnt`; defaults are the paper's (GTA5 -> Cityscapes, DeepLab-v2)."""
 
         name: Literal["minent"] = "minent"
@@ -39,12 +56,6 @@ class MinEnt(Method):
             False,
             description="divide the selected entropy by all pixels, not by the selected ones (our reading: false)",
         )
-        class_prior: float = Field(
-            0.0,
-            ge=0,
-            description="factor on lambda_ent for the class-prior hinge, 0 = off (the paper's CP; weight unpublished)",
-        )
-        class_prior_mu: float = Field(0.5, ge=0, le=1, description="relaxation of the class prior (paper: 0.5)")
 
     config: Config
 
@@ -66,16 +77,10 @@ class MinEnt(Method):
     def _target_terms(self, logits_BCHW: Tensor) -> dict[str, Tensor]:
         config = self.config
         entropy = losses.entropy(logits_BCHW, config.entropy_range, divide_by_all=config.entropy_range_divide_by_all)
-        if not config.class_prior:
-            return {"ent_tgt": entropy}
-        prior_C = self.context.class_frequency_src.to(logits_BCHW.device)
-        return {
-            "ent_tgt": entropy,
-            "prior_tgt": config.class_prior * losses.class_prior(logits_BCHW, prior_C, config.class_prior_mu),
-        }
+        return {"ent_tgt": entropy, **prior_terms(logits_BCHW, config, self.context)}
 
 
-class AdversaryConfig(MethodConfig):
+class AdversaryConfig(PriorConfig):
     """Fields of the methods that have discriminators."""
 
     lambda_adv: float = Field(0.001, ge=0, description="weight of the main head's fooling loss")
@@ -130,10 +135,10 @@ class AdvEnt(Method):
             suffix = "" if level == 0 else "_aux"
             maps_src = self.judged_maps(_level(output_src, level).detach())  # only ever judged
             maps_tgt = self.judged_maps(_level(output_tgt, level))
-            fooled = self.judge_frozen(maps_tgt, level)
-            made.objective[f"adv_tgt{suffix}"] = (
-                self.ramp(self.config.start_step) * weights[level] * losses.domain_bce(fooled, SOURCE)
-            )
+            fooled = losses.domain_bce(self.judge_frozen(maps_tgt, level), SOURCE)
+            terms = {"adv_tgt": fooled, **prior_terms(_level(output_tgt, level), self.config, self.context)}
+            weight = self.ramp(self.config.start_step) * weights[level]
+            made.objective |= {name + suffix: weight * loss for name, loss in terms.items()}
             judged_src, judged_tgt = discriminator(maps_src), discriminator(maps_tgt.detach())
             made.objective[f"discriminator{suffix}"] = 0.5 * (
                 losses.domain_bce(judged_src, SOURCE) + losses.domain_bce(judged_tgt, TARGET)

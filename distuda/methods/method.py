@@ -45,6 +45,16 @@ class MethodConfig(BaseModel):
         """Whether training looks at target labels; true for oracles only."""
         return False
 
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether training looks at the other domain's images of the target's views (`Batch.pair_BCHW`)."""
+        return False
+
+    @property
+    def needs_trained_start(self) -> bool:
+        """Whether the method starts from a trained network and means nothing without (``init_from``)."""
+        return False
+
 
 @dataclass
 class Losses:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distuda import losses
 from distuda.data import augment
 from distuda.data.batch import Batch
+from distuda.draws import fold
 from distuda.engine.ema import update_ema
 from distuda.methods.feature_distance import FeatureDistance
 from distuda.methods.method import Context, Losses, Method, MethodConfig, View
@@ -70,13 +71,13 @@ class Teaching(nn.Module):
         views = {
             "mix": View(
                 augment.photometry(image_mix, target.seed_B, self.context.photometry, "mix"),
-                target.seed_B,
+                fold(target.seed_B, "mix"),
                 torch.where(mask, source.label_BHW, label_tgt),
                 torch.where(mask, torch.ones_like(weight), weight),
             )
         }
         if self.config.lambda_mask:
-            views["mask"] = View(self._masked(target), target.seed_B, label_tgt, weight)
+            views["mask"] = View(self._masked(target), fold(target.seed_B, "mask"), label_tgt, weight)
         return views, {"pseudo_weight": weight.mean(), "pseudo_max_prob": max_prob.mean()}
 
     def factor(self, name: str) -> float:
@@ -88,7 +89,7 @@ class Teaching(nn.Module):
         """The teacher's hard labels, their pixel weights and the largest probability; each (B, H, W).
 
         The weight is one number, the share of all ranks' pixels whose probability reaches ``confidence`` (DACS), or 1
-        on those pixels and 0 on the others, which keeps unsure labels of small things out of the loss; 0 in the margins.
+        on those pixels and 0 on the others, which keeps unsure labels of small things out of the loss; 0 in margins.
         The teacher normalises by the target batch's own statistics, so its running statistics become the target's.
         """
         max_prob, label = self.teacher(image_BCHW).main.float().softmax(dim=1).max(dim=1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class _QuickGradient(torch.autograd.Function):
@@ -45,3 +45,16 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: int, dilat
     if x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled():
         return _QuickGradient.apply(x, weight.to(torch.bfloat16), stride, padding, dilation)
     return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1])
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """One 3x3 kernel a channel at stride 1, padded to keep the size; parameters as those of `torch.nn.Conv2d`."""
+
+    def __init__(self, channels: int, *, dilation: int = 1, bias: bool = False) -> None:
+        super().__init__(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), same shape."""
+        dilation = self.dilation[0]
+        y = depthwise_conv2d(x, self.weight, 1, dilation, dilation)
+        return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]

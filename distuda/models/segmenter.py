@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distuda.models.dropout import drawn_from
+
 Features = tuple[Tensor, ...]
 
 
@@ -105,17 +107,23 @@ class Segmenter(nn.Module):
     def decode(self, features: Features, size: tuple[int, int]) -> Output:
         """Features to logits up-sampled to ``size`` (height, width)."""
         main, aux = self.heads(features)
-        return Output(self._resize(main, size), None if aux is None else self._resize(aux, size), features)
+        return Output(self.resize(main, size), None if aux is None else self.resize(aux, size), features)
 
     def forward(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Output:
         """float32 RGB in [0, 1], (B, 3, H, W), any H and W of at least 32 -> logits (B, C, H, W).
 
-        ``seed_B`` is given when the network learns: one that draws parts of its images draws them from these seeds.
+        ``seed_B`` is given when the network learns: dropout, and whatever else it draws, is drawn from these seeds.
         """
+        with drawn_from(self, seed_B):
+            return self.predict(image_BCHW, seed_B)
+
+    def predict(self, image_BCHW: Tensor, seed_B: Tensor | None) -> Output:
+        """What `forward` does; networks that are more than encoder and heads write their own."""
         features = self.encode(self.normalise(image_BCHW))
         return self.decode(features, (image_BCHW.shape[-2], image_BCHW.shape[-1]))
 
-    def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+    def resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits up-sampled to ``size`` (height, width), as this network is trained to."""
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
 
 

@@ -1,15 +1,16 @@
 """Published DeepLab-v2 and ResNet weights to ours and back.
 
-Understood: state dicts of ADVENT and AdaptSegNet (multi-level: ``layer5`` auxiliary, ``layer6`` main; AdaptSegNet
+Understood here: state dicts of ADVENT and AdaptSegNet (multi-level: ``layer5`` auxiliary, ``layer6`` main; AdaptSegNet
 single-level: ``layer5`` main), their ImageNet file (``Scale.`` prefix, old classifier ``layer5``), ResNet classifiers
-under torchvision's names (``fc``), and our own names. Files are never unpickled.
+under torchvision's names (``fc``), and our own names. Other networks read theirs with the tools at the end of this
+file. Files are never unpickled.
 """
 
 import io
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,15 +20,22 @@ from torch import Tensor
 
 from distuda.errors import UserError, nearest
 from distuda.models.deeplab import BLOCKS, CAFFE_MEAN_BGR, DILATIONS, DeepLabV2
+from distuda.models.segmenter import Segmenter
 from distuda.storage import read_bytes
 
 State = dict[str, Tensor]
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.|Scale\.)+")
 TWO_LEVELS = {"layer5.conv2d_list.": "aux_head.branches.", "layer6.conv2d_list.": "main_head.branches."}
 ONE_LEVEL = {"layer5.conv2d_list.": "main_head.branches."}
 HEADS = ("main_head", "aux_head")
+
+IMAGENET_ADVICE = (
+    "weights 'imagenet': DeepLab-v2's ImageNet weights are not shipped with Distuda and nothing is downloaded. "
+    "Fetch DeepLab_resnet_pretrained_imagenet.pth from the releases of github.com/valeoai/ADVENT (ResNet-101) "
+    "and pass its path as weights, or choose weights 'none'."
+)
 
 IMAGENET_MEAN_RGB, IMAGENET_STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -44,20 +52,8 @@ def initialise(model: DeepLabV2, weights: str) -> list[str]:
     Raises:
         UserError: for ``imagenet`` (no such weights are shipped), a path of another type, or a file that does not fit.
     """
-    if weights == "none":
-        return []
-    if weights == "imagenet":
-        raise UserError(
-            "weights 'imagenet': DeepLab-v2's ImageNet weights are not shipped with Distuda and nothing is downloaded. "
-            "Fetch DeepLab_resnet_pretrained_imagenet.pth from the releases of github.com/valeoai/ADVENT (ResNet-101) "
-            "and pass its path as weights, or choose weights 'none'."
-        )
-    if not weights.endswith(SUFFIXES):
-        raise UserError(
-            f"weights {weights!r} is neither 'none' nor a {', '.join(SUFFIXES)} file"
-            f"{nearest(weights, ['imagenet', 'none'])}. Pass the path or URI of a weights file."
-        )
-    return load_published(model, weights, strict_heads=False)
+    path = weights_file(weights, IMAGENET_ADVICE)
+    return load_published(model, path, strict_heads=False) if path else []
 
 
 def load_published(model: DeepLabV2, path: str, *, strict_heads: bool = True) -> list[str]:
@@ -68,7 +64,7 @@ def load_published(model: DeepLabV2, path: str, *, strict_heads: bool = True) ->
     convolution is rewritten for this network's BGR in 0..255.
 
     Args:
-        path: ``.pth``, ``.pt`` or ``.safetensors``, local or a URI.
+        path: ``.pth``, ``.pt``, ``.bin`` or ``.safetensors``, local or a URI.
         strict_heads: refuse a file whose classifiers are not exactly the model's; else leave out those that differ.
 
     Raises:
@@ -77,10 +73,10 @@ def load_published(model: DeepLabV2, path: str, *, strict_heads: bool = True) ->
     theirs = read_tensors(path)
     state, renames, notes = _translate(theirs)
     if model.head_branches == "reduced":
-        notes += _drop(state, r"_head\.branches\.[23]\.", "the branches of dilation 18 and 24 (a reduced head)")
+        notes += leave_out(state, r"_head\.branches\.[23]\.", "the branches of dilation 18 and 24 (a reduced head)")
     if not strict_heads:
         for head in HEADS:
-            notes += _drop_misfit_head(model, state, head)
+            notes += leave_out_misfit_head(model, state, head)
     given, own = _heads_in(state), _heads_in(model.state_dict())
     _check(model, state, renames, path, heads=own if strict_heads and given else given)
     if fresh := [head for head in own if head not in given]:
@@ -104,65 +100,17 @@ def to_published(model: DeepLabV2) -> State:
             for kind in ("weight", "bias"):
                 state[f"{head}.branches.{i}.{kind}"] = torch.zeros_like(state[f"{head}.branches.0.{kind}"])
     to_theirs = {ours: theirs for theirs, ours in TWO_LEVELS.items()}
-    return {_rename(name, to_theirs): tensor for name, tensor in state.items()}
-
-
-def read_tensors(path: str) -> State:
-    """The tensors of a weights file by name, without running any code in it; ``state_dict``/``model`` are unwrapped."""
-    if not path.endswith(SUFFIXES):
-        raise UserError(f"weights file {path!r} has an unknown type. Allowed: {', '.join(SUFFIXES)}.")
-    content = read_bytes(path)
-    try:
-        if path.endswith(".safetensors"):
-            return dict(load_safetensors(content))
-        loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path!r} is damaged or holds more than tensors, and was not opened, because that could run code. "
-            "Download it again, or have its owner save only the state dict (model.state_dict())."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise UserError(f"{path!r} is not a readable weights file: {error}. Download or save it again.") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise UserError(f"{path!r} is no state dict (tensors by name). Save model.state_dict() and pass that file.")
-    return dict(loaded)
+    return {rename(name, to_theirs): tensor for name, tensor in state.items()}
 
 
 def _translate(theirs: State) -> tuple[State, dict[str, str], list[str]]:
     """Their tensors under our names, the head names that were exchanged, and notes on ImageNet classifiers left out."""
     state = {PREFIXES.sub("", name): tensor for name, tensor in theirs.items()}
-    notes = _drop(state, r"^fc\.", "an image classifier (fc)")
+    notes = leave_out(state, r"^fc\.", "an image classifier (fc)")
     if any("Scale." in name for name in theirs):
-        notes += _drop(state, r"^layer[56]\.", "the old classifier of an ImageNet file in DeepLab layout")
+        notes += leave_out(state, r"^layer[56]\.", "the old classifier of an ImageNet file in DeepLab layout")
     renames = TWO_LEVELS if any(name.startswith("layer6.") for name in state) else ONE_LEVEL
-    return {_rename(name, renames): tensor for name, tensor in state.items()}, renames, notes
-
-
-def _rename(name: str, renames: dict[str, str]) -> str:
-    for old, new in renames.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
-
-
-def _drop(state: State, pattern: str, what: str) -> list[str]:
-    """Take the tensors whose name matches out of ``state`` and say so."""
-    names = [name for name in state if re.search(pattern, name)]
-    classes = max((len(tensor) for name in names if (tensor := state.pop(name)).ndim), default=0)
-    return [f"left out {what}: {len(names)} tensors, {classes} classes"] if names else []
-
-
-def _drop_misfit_head(model: DeepLabV2, state: State, head: str) -> list[str]:
-    """Leave out a head of the file that is not exactly the model's."""
-    ours = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith(head)}
-    given = {name: tensor.shape for name, tensor in state.items() if name.startswith(head)}
-    fits = ours == given or not given
-    return (
-        [] if fits else _drop(state, f"^{head}", f"{head}, which differs from this {model.num_classes}-class model's")
-    )
+    return {rename(name, renames): tensor for name, tensor in state.items()}, renames, notes
 
 
 def _heads_in(state: Mapping[str, Tensor]) -> list[str]:
@@ -182,18 +130,7 @@ def _check(model: DeepLabV2, state: State, renames: dict[str, str], path: str, *
         if name.startswith(tuple(heads)) or not name.startswith(HEADS)
     }
     to_theirs = {ours: theirs for theirs, ours in renames.items()}
-    wanted = {name for name in expected if not name.endswith("num_batches_tracked")}
-    differences = {
-        "missing": sorted(_rename(name, to_theirs) for name in wanted - state.keys()),
-        "unexpected": sorted(_rename(name, to_theirs) for name in state.keys() - expected.keys()),
-        "of another shape": [
-            f"{_rename(name, to_theirs)} {tuple(state[name].shape)}, the model's is {tuple(expected[name])}"
-            for name in sorted(expected.keys() & state.keys())
-            if state[name].shape != expected[name]
-        ],
-    }
-    if any(differences.values()):
-        listing = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in differences.items() if names)
+    if listing := differences(expected, state, lambda name: rename(name, to_theirs)):
         levels = "multi-level" if model.has_aux else "single-level"
         network = f"a {levels} DeepLab-v2 on ResNet-{model.depth} with {model.num_classes} classes"
         raise UserError(f"{path!r} does not fit {network}. {_advice(model, state)} Tensors {listing}.")
@@ -253,3 +190,91 @@ def _to_caffe_input(state: State, depth: int) -> list[str]:
             "the trunk fits, but starts a little worse than Caffe-style weights"
         )
     return notes
+
+
+def weights_file(weights: str, imagenet_advice: str) -> str | None:
+    """The path or URI that ``model.weights`` gives, None for the word ``none``.
+
+    Raises:
+        UserError: with the advice for the word ``imagenet``, which some networks cannot offer; for a path of another
+            type than `SUFFIXES`.
+    """
+    if weights == "none":
+        return None
+    if weights == "imagenet":
+        raise UserError(imagenet_advice)
+    if not weights.endswith(SUFFIXES):
+        raise UserError(
+            f"weights {weights!r} is neither 'none' nor a {', '.join(SUFFIXES)} file"
+            f"{nearest(weights, ['imagenet', 'none'])}. Pass the path or URI of a weights file."
+        )
+    return weights
+
+
+def read_tensors(path: str) -> State:
+    """The tensors of a weights file by name, without running any code in it; ``state_dict``/``model`` are unwrapped."""
+    if not path.endswith(SUFFIXES):
+        raise UserError(f"weights file {path!r} has an unknown type. Allowed: {', '.join(SUFFIXES)}.")
+    content = read_bytes(path)
+    try:
+        if path.endswith(".safetensors"):
+            return dict(load_safetensors(content))
+        loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path!r} is damaged or holds more than tensors, and was not opened, because that could run code. "
+            "Download it again, or have its owner save only the state dict (model.state_dict())."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise UserError(f"{path!r} is not a readable weights file: {error}. Download or save it again.") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise UserError(f"{path!r} is no state dict (tensors by name). Save model.state_dict() and pass that file.")
+    return dict(loaded)
+
+
+def leave_out(state: State, pattern: str, what: str) -> list[str]:
+    """Take the tensors whose name matches out of ``state`` and say so."""
+    names = [name for name in state if re.search(pattern, name)]
+    classes = max((len(tensor) for name in names if (tensor := state.pop(name)).ndim), default=0)
+    return [f"left out {what}: {len(names)} tensors, {classes} classes"] if names else []
+
+
+def leave_out_misfit_head(model: Segmenter, state: State, head: str) -> list[str]:
+    """Take the head of that name out of ``state`` unless it is exactly the model's, and say so."""
+    ours = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith(head)}
+    given = {name: tensor.shape for name, tensor in state.items() if name.startswith(head)}
+    if ours == given or not given:
+        return []
+    return leave_out(state, f"^{head}", f"{head}, which differs from this {model.num_classes}-class model's")
+
+
+def rename(name: str, renames: Mapping[str, str]) -> str:
+    """The name with the first beginning that is listed exchanged."""
+    for old, new in renames.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def differences(expected: Mapping[str, torch.Size], state: State, theirs: Callable[[str], str]) -> str:
+    """What keeps a state dict from being loaded, as one listing; empty if nothing does.
+
+    Args:
+        expected: shape by name of every tensor that must be there; batch-norm counters may be absent.
+        state: the file's tensors under our names where they have one.
+        theirs: from our name to the file's, under which everything is listed.
+    """
+    wanted = {name for name in expected if not name.endswith("num_batches_tracked")}
+    kinds = {
+        "missing": sorted(theirs(name) for name in wanted - state.keys()),
+        "unexpected": sorted(theirs(name) for name in state.keys() - expected.keys()),
+        "of another shape": [
+            f"{theirs(name)} {tuple(state[name].shape)}, the model's is {tuple(expected[name])}"
+            for name in sorted(expected.keys() & state.keys())
+            if state[name].shape != expected[name]
+        ],
+    }
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)

@@ -1,0 +1,183 @@
+"""What the accuracy tables share: train rows of recipes over seeds and budgets, keep the results, print the table."""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+HERE = Path(__file__).parent
+HELD_OUT = "oracle, held out"
+Rows = dict[str, list[str]]
+Row = dict[str, Any]
+
+
+@dataclass
+class Study:
+    """One table.
+
+    Attributes:
+        rows: recipe and overrides of each row by name; an ablation's name begins with ``~`` and runs only if asked for.
+        common: overrides of every row.
+        data: (source, target, evaluation) names below ``work/data``.
+        other_data: (target, evaluation) of rows that differ.
+        tail: classes whose mean IoU is reported apart.
+        halves: rows whose mean is the held-out oracle, if there are such.
+    """
+
+    rows: Rows
+    common: Sequence[str]
+    data: tuple[str, str, str]
+    other_data: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    tail: Sequence[str] = ()
+    halves: tuple[str, str] | None = None
+
+    def shown(self) -> list[str]:
+        """Rows of the table in order; source-only rows are followed by themselves with AdaBN."""
+        names: list[str] = []
+        for name in self.rows:
+            if self.halves is None or name not in self.halves:
+                names += [name, f"{name} + AdaBN"] if name.startswith("source_only") else [name]
+        return [*names, HELD_OUT]
+
+
+def run(study: Study, arguments: argparse.Namespace, prepare: Callable[[Path], None]) -> None:
+    """Prepare the data, train what is missing, print the table."""
+    work, results = Path(arguments.work), Results(Path(arguments.results))
+    prepare(work)
+    jobs = [
+        (row, seed, steps)
+        for steps in arguments.budgets
+        for seed in arguments.seeds
+        for row in arguments.rows
+        if not results.has(row, seed, steps)
+    ]
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        for job in [pool.submit(train, study, work, results, *job) for job in jobs]:
+            job.result()
+    print(markdown(study, results.rows))
+
+
+def parse(study: Study, description: str, work: str, results: str, *data: str) -> argparse.Namespace:
+    """The command line of a table; ``data`` are the options that name its data sets."""
+    parser = argparse.ArgumentParser(description=description)
+    for name in data:
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--work", default=work, help="prepared data and runs")
+    parser.add_argument("--results", default=str(HERE / results))
+    main_rows = [row for row in study.rows if not row.startswith("~")]
+    parser.add_argument("--rows", nargs="+", default=main_rows, choices=list(study.rows))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--budgets", nargs="+", type=int, default=[400, 1500], help="steps")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at once, one thread each")
+    return parser.parse_args()
+
+
+def distuda(*words: str, log: Path | None = None) -> None:
+    """One command of the project, on one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "distuda", *words]
+    output = log.open("a") if log else None
+    subprocess.run(command, check=True, env=environment, stdout=output, stderr=output, cwd=HERE.parent)
+
+
+def train(study: Study, work: Path, results: "Results", row: str, seed: int, steps: int) -> None:
+    """One run, resumed if it was interrupted; its last evaluation goes into the results."""
+    out = work / "runs" / f"{row.strip('~ ').replace(' ', '_')}-{steps}-{seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    source, *others = study.data
+    target, evaluation = study.other_data.get(row, others)
+    data = {"source": source, "target": target, "evaluation": evaluation}
+    uris = [f"{domain}.uri={work / 'data' / name}" for domain, name in data.items()]
+    started_s = time.time()
+    distuda(
+        "train", *study.rows[row], *study.common, *uris, f"out={out}", f"seed={seed}", f"steps={steps}", "resume=true",
+        "evaluation.every_steps=1000000", "checkpoint.every_steps=250", "log_every_steps=50", log=out / "console.log",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in rows if line["kind"] == "evaluation"][-1]
+    results.add({"row": row, "seed": seed, "steps": steps, "seconds": round(time.time() - started_s), **last})
+    if row.startswith("source_only"):  # the same weights with the target's batch-norm statistics: AdaBN alone
+        distuda("evaluate", str(out), "--calibrate", "64", log=out / "console.log")
+        scores = json.loads((out / "evaluation-calibrated.json").read_text())
+        results.add({"row": f"{row} + AdaBN", "seed": seed, "steps": steps, **scores})
+
+
+KEPT = ("row", "seed", "steps", "seconds", "miou", "accuracy", "iou", "entropy", "information_maximisation")
+
+
+class Results:
+    """Finished runs in a JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, Lock()
+        self.rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
+
+    def has(self, row: str, seed: int, steps: int) -> bool:
+        return any((r["row"], r["seed"], r["steps"]) == (row, seed, steps) for r in self.rows)
+
+    def add(self, row: Row) -> None:
+        with self.lock:
+            self.rows.append({name: row[name] for name in KEPT if name in row})
+            self.path.write_text("[\n" + ",\n".join(json.dumps(r) for r in self.rows) + "\n]\n")
+            print(f"{row['row']} seed {row['seed']} {row['steps']} steps: mIoU {100 * row['miou']:.2f}", flush=True)
+
+
+# The table -----------------------------------------------------------------------------------------------------------
+
+
+def markdown(study: Study, rows: list[Row]) -> str:
+    """A table for each budget: mean and spread over seeds, each seed, tail classes, share of the gap closed."""
+    rows = [*rows, *_held_out(study, rows)]
+    lines = []
+    for steps in sorted({r["steps"] for r in rows}):
+        by_name = {name: [r for r in rows if (r["row"], r["steps"]) == (name, steps)] for name in study.shown()}
+        means = {name: statistics.mean(r["miou"] for r in found) for name, found in by_name.items() if found}
+        ceilings = {kind: means[name] for kind, name in (("own", "oracle"), ("held out", HELD_OUT)) if name in means}
+        tail = "| tail mIoU " * bool(study.tail)
+        lines += [f"\n### {steps} steps\n", f"| method | mIoU mean ± sd | seeds {tail}"]
+        lines[-1] += "".join(f"| gap closed ({kind} oracle) " for kind in ceilings) + "| label-free IM |"
+        lines += ["| --- " * (lines[-1].count("|") - 1) + "|"]
+        for name in means:
+            floor = means.get("source_only")
+            shares = [_share(means[name], floor, ceiling) for ceiling in ceilings.values()]
+            lines.append(_line(study, name, by_name[name], shares))
+    return "\n".join(lines)
+
+
+def _line(study: Study, name: str, runs: list[Row], shares: list[str]) -> str:
+    values = [100 * r["miou"] for r in sorted(runs, key=lambda r: r["seed"])]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    cells = [name.lstrip("~ "), f"{statistics.mean(values):.1f}{spread}", " / ".join(f"{v:.1f}" for v in values)]
+    if study.tail:
+        cells.append(f"{statistics.mean(100 * (r['iou'][c] or 0) for r in runs for c in study.tail):.1f}")
+    cells += [*shares, f"{statistics.mean(r['information_maximisation'] for r in runs):.3f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def _share(mean: float, floor: float | None, ceiling: float) -> str:
+    if floor is None or ceiling <= floor:
+        return "-"
+    return f"{100 * (mean - floor) / (ceiling - floor):.0f} %"
+
+
+def _held_out(study: Study, rows: list[Row]) -> list[Row]:
+    """Mean of both halves, for each seed that has both."""
+    if study.halves is None:
+        return []
+    first, second = ({(r["seed"], r["steps"]): r for r in rows if r["row"] == name} for name in study.halves)
+    return [{**first[key], "row": HELD_OUT, **_mean_of(first[key], second[key])} for key in first if key in second]
+
+
+def _mean_of(a: Row, b: Row) -> Row:
+    iou = {name: statistics.mean((a["iou"][name] or 0, b["iou"][name] or 0)) for name in a["iou"]}
+    scores = ("miou", "information_maximisation")
+    return {"iou": iou, **{name: statistics.mean((a[name], b[name])) for name in scores}}

@@ -1,0 +1,267 @@
+"""Feature regression across a camera change on CamVid, as the misalignment of the pairs grows.
+
+    python benchmarks/feature_regression.py --camvid CAMVID --work runs/feature_regression
+
+CAMVID is CamVid in the SegNet layout. Domain A: its 305 day frames of train with labels, at 320x240. Domain B: the same
+frames as another camera takes them (`CAMERA`), each with a pair in A that is shifted by up to so many pixels, turned
+by up to 2 degrees and zoomed by up to 2 %. All networks are `lite`; all but the first are scored on val as the other
+camera takes it:
+
+    on A, on B           the network of A (i, ii); `+ AdaBN`: with batch-norm statistics of B's images
+    fine-tuned           trained on with B's own labels (iii): what annotating again would give
+    pseudo-labels        trained on with what the network of A says of each pair, copied onto B's image (iv)
+    feature regression   no label of either domain (v)
+
+Interrupted, it goes on where it stopped: finished results are kept in --results, half-done runs resume.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from distuda import storage
+from distuda.data.class_tables import CLASS_TABLES
+from distuda.data.dataset import open_dataset
+from distuda.data.decode import decode_image
+from distuda.data.reader import iterate_once
+from distuda.data.sample import Sample
+from distuda.data.shards import write_shards
+from distuda.data.transformations import CameraConfig, MisalignmentConfig, camera, misalign
+from distuda.draws import fold
+from distuda.engine.run import open_run
+
+HERE = Path(__file__).parent
+SIZE = (240, 320)
+CAMERA = CameraConfig(saturation=0, contrast=0.5, gamma=2, blur=1, noise=0.02)
+DEGREES, ZOOM = 2.0, 0.02
+DAY = ("--include", "0006R0*", "--include", "0016E5*")
+TRAINED = "recipes/source_only.yaml"
+REGRESSION = [
+    "recipes/source_only.yaml", "method=feature_regression", "method.pairs=given", "optimizer.head_lr_factor=1",
+]  # fmt: skip
+ABLATIONS = {
+    "feature regression, l1": ["method.distance=l1"],
+    "feature regression, cosine": ["method.distance=cosine"],
+    "feature regression, both layers": ["method.layers=[0,-1]"],
+    "feature regression, first layer": ["method.layers=[0]"],
+}
+ROWS = ("on A", "on B", "on B + AdaBN", "fine-tuned", "pseudo-labels", "feature regression", *ABLATIONS)
+ALIGNED_ONLY = ("on A", "on B", "on B + AdaBN", "fine-tuned")  # the pairs play no part in these
+FROM_TEACHER = ROWS[:3]
+
+
+def main() -> None:
+    arguments = parse()
+    if not (Path(arguments.camvid) / "train").is_dir():
+        sys.exit(f"skipped: no CamVid at {arguments.camvid} (SegNet layout, with train/ and trainannot/)")
+    torch.set_num_threads(1)
+    work, results = Path(arguments.work), Results(Path(arguments.results))
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        prepare(arguments, work)
+        list(pool.map(lambda seed: teacher(work, results, seed, arguments.teacher_steps), arguments.seeds))
+        jobs = [
+            pool.submit(student, work, results, row, shift, seed, arguments)
+            for seed in arguments.seeds
+            for row in arguments.rows
+            for shift in (arguments.shifts if row not in ALIGNED_ONLY else [0])
+            if row not in FROM_TEACHER
+        ]
+        for job in jobs:
+            job.result()
+    print(results.markdown())
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--camvid", required=True)
+    parser.add_argument("--work", default="runs/feature_regression", help="prepared data and runs")
+    parser.add_argument("--results", default=str(HERE / "feature_regression.json"))
+    parser.add_argument("--rows", nargs="+", default=[row for row in ROWS if row not in ABLATIONS], choices=list(ROWS))
+    parser.add_argument("--shifts", nargs="+", type=int, default=[0, 4, 8, 16], help="misalignments [pixels]")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--teacher-steps", type=int, default=1500, help="of the network of A")
+    parser.add_argument("--steps", type=int, default=500, help="of everything that goes on from it")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at once, one thread each")
+    return parser.parse_args()
+
+
+# Data ----------------------------------------------------------------------------------------------------------------
+
+
+def prepare(arguments: argparse.Namespace, work: Path) -> None:
+    """A and its val, then both as the other camera takes them, with pairs for each misalignment."""
+    size = ("--resize", *map(str, SIZE))
+    for name, split, words in (("a", "train", DAY), ("a_val", "val", ())):
+        if not complete(work, name):
+            distuda("prepare", "camvid", arguments.camvid, uri(work, name), "--split", split, *size, *words)
+    write(work, "b_val", other_camera(uri(work, "a_val"), None))
+    for shift in {0, *arguments.shifts}:
+        write(work, f"b_{shift}", other_camera(uri(work, "a"), shift))
+
+
+def other_camera(source: str, shift: int | None) -> Iterator[Sample]:
+    """Samples as the other camera takes them, labels and all; with a shift, their A images misaligned as pairs."""
+    config = MisalignmentConfig(pixels=shift or 0, degrees=DEGREES, zoom=ZOOM)
+    for number, batch in enumerate(iterate_once(open_dataset(source))):
+        seed_B = fold(torch.tensor([number]), "camera change")
+        image = batch.image_BCHW.float() / 255
+        pair = None if shift is None else jpeg(misalign(image, seed_B, config))
+        yield sample(batch.keys[0], jpeg(camera(image, seed_B, CAMERA)), batch.label_BHW[0], pair)
+
+
+def pseudo_labelled(source: str, run: str) -> Iterator[Sample]:
+    """B's images, each with what a network says of its pair."""
+    data, network = open_dataset(source), open_run(run).predictor
+    for group in range(len(data.groups)):
+        for row in data.read_group(group).to_pylist():
+            pair = torch.from_numpy(decode_image(row["pair"], row["key"])).permute(2, 0, 1)[None]
+            with torch.no_grad():
+                label = network(pair.float() / 255).main.argmax(dim=1)[0]
+            yield sample(row["key"], row["image"], label, row["pair"])
+
+
+def sample(key: str, image: bytes, label_HW: Tensor, pair: bytes | None) -> Sample:
+    label = cv2.imencode(".png", label_HW.numpy().astype(np.uint8))[1].tobytes()
+    return Sample(key=key, image=image, height=SIZE[0], width=SIZE[1], label=label, pair=pair)
+
+
+def jpeg(image_BCHW: Tensor) -> bytes:
+    """One float image as a file of quality 95, as `prepare --resize` stores A."""
+    pixels = (image_BCHW[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    return cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def write(work: Path, name: str, samples: Iterator[Sample]) -> None:
+    """Shards of these samples, unless they are there."""
+    if not complete(work, name):
+        storage.remove(uri(work, name))
+        write_shards(samples, uri(work, name), CLASS_TABLES["camvid11"], row_group_bytes=2**20)
+
+
+def complete(work: Path, name: str) -> bool:
+    return (work / "data" / name / "manifest.json").exists()
+
+
+def uri(work: Path, name: str) -> str:
+    return str(work / "data" / name)
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+def distuda(*words: str, log: Path | None = None) -> None:
+    """One command of the project, on one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "distuda", *words]
+    output = log.open("a") if log else None
+    subprocess.run(command, check=True, env=environment, stdout=output, stderr=output, cwd=HERE.parent)
+
+
+def train(work: Path, out: Path, seed: int, steps: int, source: str, target: str, *words: str) -> dict:
+    """One run, resumed if it was interrupted; its last evaluation, on B's val."""
+    out.mkdir(parents=True, exist_ok=True)
+    data = {"source": source, "target": target, "evaluation": "b_val"}
+    uris = [f"{domain}.uri={uri(work, name)}" for domain, name in data.items()]
+    distuda(
+        "train", *words, *uris, "augment.crop=[180,240]", f"out={out}", f"seed={seed}", f"steps={steps}",
+        "resume=true", "evaluation.every_steps=1000000", "checkpoint.every_steps=250", "log_every_steps=50",
+        log=out / "console.log",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in rows if line["kind"] == "evaluation"][-1]
+
+
+def teacher_folder(work: Path, seed: int, steps: int) -> Path:
+    return work / "runs" / f"teacher-{steps}-{seed}"
+
+
+def teacher(work: Path, results: "Results", seed: int, steps: int) -> None:
+    """The network of A and what it is worth on A, on B, and on B with B's batch-norm statistics."""
+    out = teacher_folder(work, seed, steps)
+    facts = {"shift": 0, "seed": seed, "teacher_steps": steps, "steps": 0}
+    if not (out / "checkpoints").exists() or not results.has({"row": "on B", **facts}):
+        results.add({"row": "on B", **facts, **train(work, out, seed, steps, "a", "b_0", TRAINED)})
+    for row, file, words in (
+        ("on A", "evaluation-last.json", ("--data", uri(work, "a_val"))),
+        ("on B + AdaBN", "evaluation-calibrated.json", ("--calibrate", "64")),
+    ):
+        if not results.has({"row": row, **facts}):
+            distuda("evaluate", str(out), *words, log=out / "console.log")
+            results.add({"row": row, **facts, **json.loads((out / file).read_text())})
+
+
+def student(work: Path, results: "Results", row: str, shift: int, seed: int, arguments: argparse.Namespace) -> None:
+    """One network for B that starts as the network of A."""
+    steps, teacher_steps = arguments.steps, arguments.teacher_steps
+    facts = {"row": row, "shift": shift, "seed": seed, "teacher_steps": teacher_steps, "steps": steps}
+    if results.has(facts):
+        return
+    start = teacher_folder(work, seed, teacher_steps)
+    name = row.replace(", ", "-").replace(" ", "_")
+    out = work / "runs" / f"{name}-{shift}-{teacher_steps}-{steps}-{seed}"
+    source, words = f"b_{shift}", [TRAINED]
+    if row == "pseudo-labels":
+        source = f"pseudo_{shift}_{teacher_steps}_{seed}"
+        write(work, source, pseudo_labelled(uri(work, f"b_{shift}"), str(start)))
+    elif row != "fine-tuned":
+        words = [*REGRESSION, *ABLATIONS.get(row, ())]
+    scores = train(work, out, seed, steps, source, f"b_{shift}", *words, f"init_from={start}")
+    results.add({**facts, **scores, "steps": steps})
+
+
+KEPT = ("row", "shift", "seed", "teacher_steps", "steps", "miou", "accuracy", "iou", "information_maximisation")
+
+
+class Results:
+    """Finished runs in a JSON file, and the table made of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, Lock()
+        self.rows: list[dict] = json.loads(path.read_text()) if path.exists() else []
+
+    def has(self, facts: dict) -> bool:
+        return any(all(row[name] == value for name, value in facts.items()) for row in self.rows)
+
+    def add(self, row: dict) -> None:
+        with self.lock:
+            self.rows.append({name: row[name] for name in KEPT})
+            self.path.write_text(json.dumps(self.rows, indent=1) + "\n")
+            print(f"{row['row']}, {row['shift']} px, seed {row['seed']}: mIoU {100 * row['miou']:.2f}", flush=True)
+
+    def markdown(self) -> str:
+        """A table for each length of the network of A and of what follows: rows by misalignment."""
+        shifts = sorted({row["shift"] for row in self.rows})
+        lines = []
+        for teacher_steps, steps in sorted({(r["teacher_steps"], r["steps"]) for r in self.rows if r["steps"]}):
+            lines += [f"\n### {teacher_steps} steps on A, then {steps}\n"]
+            lines += [f"| mIoU on B's val | {' | '.join(f'{shift} px' for shift in shifts)} |"]
+            lines += ["| --- " * (len(shifts) + 1) + "|"]
+            for name in ROWS:
+                cells = [self._cell(name, shift, teacher_steps, steps) for shift in shifts]
+                if any(cells):
+                    lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def _cell(self, name: str, shift: int, teacher_steps: int, steps: int) -> str:
+        facts = (name, shift, teacher_steps, 0 if name in FROM_TEACHER else steps)
+        keys = ("row", "shift", "teacher_steps", "steps")
+        values = [100 * r["miou"] for r in self.rows if tuple(r[key] for key in keys) == facts]
+        if len(values) < 2:
+            return f"{values[0]:.1f}" if values else ""
+        return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Point-wise adversarial perturbation of feature maps: the attack of APODA, apart from the method that defends.
+
+Yang, Xu, Li, Qi, Shen, Li, Lin: An Adversarial Perturbation Oriented Domain Adaptation Approach for Semantic
+Segmentation (APODA), AAAI 2020. The full text was not at hand: docs/methods/apoda.md says what is our reading.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from distuda.draws import uniform
+from distuda.models.segmenter import Features
+
+Objectives = Callable[[Features], tuple[Tensor, ...]]
+"""Features of a batch -> the scalars an attack raises."""
+
+
+class AttackConfig(BaseModel):
+    """How features are perturbed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layers: list[int] = Field([-1], min_length=1, description="which maps of the encoder are perturbed; -1 = the last")
+    num_steps: int = Field(3, ge=1, description="steps of the attack")
+    epsilon_adv: float = Field(
+        0.02, ge=0, description="step against the discriminator [share of the mean feature norm]"
+    )
+    epsilon_cls: float = Field(0.02, ge=0, description="step against the classifier [share of the mean feature norm]")
+    normalise: Literal["location", "sign", "global"] = Field(
+        "location",
+        description="length of a step: the same at every location by the L2 norm or by the sign of each channel, or "
+        "free to differ within one norm an image",
+    )
+    direction: Literal["gradient", "random"] = Field(
+        "gradient", description="along the gradients, or the control: random directions of the same length"
+    )
+    target_attack: Literal["norm", "prediction"] = Field(
+        "norm",
+        description="against the classifier without labels: lower the L2 norm of the softmax, or raise the "
+        "cross-entropy of the present prediction",
+    )
+
+
+def perturb(
+    features: Features, objectives: Objectives, epsilons: Sequence[float], config: AttackConfig, seed_B: Tensor
+) -> Features:
+    """How far each chosen map moves to raise the objectives, float32 and detached; zeros for the other maps.
+
+    A step moves every location, for each objective, by its ``epsilon`` times the image's mean length of a location's
+    vector. Gradients are taken with respect to the features alone: no weight's gradient is touched.
+
+    Args:
+        features: (B, D, h, w) each; not changed.
+        objectives: gives as many scalars as there are ``epsilons``.
+        epsilons: step of each objective; those of 0 are not followed.
+        config: steps, directions and their normalisation.
+        seed_B: the samples' seeds, for random directions.
+    """
+    chosen = sorted({range(len(features))[layer] for layer in config.layers})
+    start = [feature.detach().float() for feature in features]
+    moved = list(start)
+    lengths = [feature.norm(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True) for feature in start]
+    followed = [i for i, epsilon in enumerate(epsilons) if epsilon]
+    for number in range(config.num_steps):
+        if config.direction == "random":
+            slopes = {i: [_noise(moved[j], seed_B, f"attack/{number}/{i}/{j}") for j in chosen] for i in followed}
+        else:
+            slopes = _slopes(moved, chosen, objectives, followed)
+        for i in followed:
+            for j, slope in zip(chosen, slopes[i], strict=True):
+                moved[j] = moved[j] + epsilons[i] * lengths[j] * _unit(slope, config.normalise)
+    return tuple(after - before for after, before in zip(moved, start, strict=True))
+
+
+def _slopes(
+    features: list[Tensor], chosen: list[int], objectives: Objectives, followed: list[int]
+) -> dict[int, list[Tensor]]:
+    """Gradients of the followed objectives with respect to the chosen maps, from one forward."""
+    with torch.enable_grad():
+        leaves = [feature.detach().requires_grad_(j in chosen) for j, feature in enumerate(features)]
+        values = objectives(tuple(leaves))
+        wanted = [leaves[j] for j in chosen]
+        return {
+            i: [slope.float() for slope in torch.autograd.grad(values[i], wanted, retain_graph=i != followed[-1])]
+            for i in followed
+        }
+
+
+def _unit(slope_BDhw: Tensor, normalise: str) -> Tensor:
+    """Of length 1 at every location; ``global``: of length 1 in the quadratic mean over an image's locations."""
+    if normalise == "sign":
+        return slope_BDhw.sign() / slope_BDhw.shape[1] ** 0.5
+    square_B1hw = slope_BDhw.square().sum(dim=1, keepdim=True)
+    if normalise == "global":
+        square_B1hw = square_B1hw.mean(dim=(2, 3), keepdim=True)
+    return slope_BDhw / square_B1hw.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _noise(feature_BDhw: Tensor, seed_B: Tensor, name: str) -> Tensor:
+    """Standard normal values by Box and Muller's formula."""
+    radius, angle = uniform(seed_B, name, 2, *feature_BDhw.shape[1:]).unbind(1)
+    return (-2 * (1 - radius).log()).sqrt() * (2 * torch.pi * angle).cos()
+
+
+@contextmanager
+def still_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch norm in the block normalises as ever but leaves its running statistics alone."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,0 +1,165 @@
+"""Recipes of phases: what each phase is made of, that they go on from one another, and what is refused."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from settings import TINY
+
+from distuda.cli import main
+from distuda.engine.run import open_run, read_rows
+from distuda.errors import UserError
+from distuda.phases import PHASES, Phase, load_phases, phase_folders, to_yaml, train_phases
+from distuda.recipe import load_recipe
+
+TWO = """
+steps: 9
+method: {name: minent, lambda_ent: 0.5}
+phases:
+- {name: teacher, method: {name: source_only}, optimizer: {lr: 0.5}}
+- {name: adapted, steps: 7, checkpoint: {every_steps: '${steps}'}}
+"""
+
+
+def written(folder: Path, text: str, name: str = "phases.yaml") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def refused(path: str, *words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_phases(path, words)
+    return str(caught.value)
+
+
+def test_fields_of_a_phase_win_over_shared_ones_and_words_over_both(tmp_path: Path) -> None:
+    path = written(tmp_path, TWO)
+    first, second = (phase.recipe for phase in load_phases(path))
+    assert (first.steps, second.steps, second.checkpoint.every_steps) == (9, 7, 7)
+    assert (first.method.name, first.optimizer.lr) == ("source_only", 0.5)
+    assert second.method.lambda_ent == 0.5 and second.optimizer.lr != 0.5
+    words = ["seed=4", "optimizer.lr=0.25", "phases.adapted.steps=3", "steps=5", "phases.adapted.method=self_training"]
+    first, second = (phase.recipe for phase in load_phases(path, words))
+    assert (first.steps, second.steps, second.method.name) == (5, 3, "self_training")
+    assert {first.seed, second.seed} == {4} and {first.optimizer.lr, second.optimizer.lr} == {0.25}
+
+
+def test_each_phase_has_a_folder_and_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    path = written(tmp_path, TWO + "- {name: third, init_from: teacher}\n- {name: fourth, init_from: none}\n")
+    phases = load_phases(path, ["out=s3://bucket/all/", "init_from=old/run", "phases.adapted.init_from=other/run"])
+    assert [phase.name for phase in phases] == ["teacher", "adapted", "third", "fourth"]
+    assert [phase.recipe.out for phase in phases] == [f"s3://bucket/all/{phase.name}" for phase in phases]
+    starts = [phase.recipe.init_from for phase in phases]
+    assert starts == ["old/run", "other/run", "s3://bucket/all/teacher", None]
+    assert load_phases(path, ["out=x"])[1].recipe.init_from == "x/teacher"
+    assert all(str(phase.recipe.out).startswith("runs/minent-") for phase in load_phases(path))
+
+
+def test_a_recipe_without_phases_is_one_nameless_phase(tmp_path: Path) -> None:
+    path = written(tmp_path, "steps: 3\n")
+    assert load_phases(path, ["seed=2"]) == [Phase("", load_recipe(path, ["seed=2"]))]
+    assert "has no phases" in refused(path, "phases.a.steps=3")
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "says"),
+    [
+        (TWO, "phases.adaptd.steps=3", ["no phase 'adaptd'", "did you mean 'adapted'", "teacher, adapted"]),
+        (TWO, "phases.adapted.stps=3", ["phase 'adapted'", "unknown field 'stps'", "did you mean 'steps'"]),
+        (TWO, "phases.adapted.out=x", ["phase 'adapted' has no 'out' of its own"]),
+        (TWO, "phases.adapted.steps", ["phase 'adapted'", "has no '='"]),
+        (TWO, "method.lambda_ent=1", ["phase 'teacher'", "unknown field 'method.lambda_ent'"]),
+        (TWO + "- {name: teacher}\n", "", ["two phases have the name 'teacher'"]),
+        (TWO + "- {name: ../x}\n", "", ["phase 3 has the name '../x'", "plain word"]),
+        (TWO + "- {steps: 3}\n", "", ["phase 3 has the name None"]),
+        (TWO + "- {name: x, resume: true}\n", "", ["phase 'x' has no 'resume' of its own"]),
+        (TWO + "- {name: x, stps: 3}\n", "", ["phase 'x'", "unknown field 'stps'"]),
+        ("phases: []\n", "", ["list of mappings"]),
+        ("phases: {name: x}\n", "", ["list of mappings"]),
+        ("phases: [x]\n", "", ["list of mappings"]),
+    ],
+)
+def test_a_mistake_is_named(text: str, word: str, says: list[str], tmp_path: Path) -> None:
+    message = refused(written(tmp_path, text), *[word] * bool(word))
+    assert all(part in message for part in says), message
+
+
+def test_one_recipe_is_not_read_out_of_phases(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has phases"):
+        load_recipe(written(tmp_path, TWO))
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    path = written(tmp_path, TWO + "- {name: third, init_from: teacher}\n- {name: fourth, init_from: none}\n")
+    phases = load_phases(path, ["out=runs/a b#c", "init_from=old/run"])
+    assert load_phases(written(tmp_path, to_yaml(phases), "again.yaml")) == phases
+
+
+def test_ranks_need_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "out=FOLDER" in refused(written(tmp_path, TWO))
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+REGRESSION = """
+phases:
+- {name: teacher, method: {name: source_only}, steps: 2}
+- {name: regression, method: {name: feature_regression, pairs: synthetic}, steps: 3}
+"""
+WORDS = [word for word in TINY if not word.startswith(("steps", "method"))]
+
+
+def test_phases_train_in_turn_and_finished_ones_are_passed_over(
+    tmp_path: Path, domains: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = written(tmp_path, REGRESSION), tmp_path / "run"
+    words = [*WORDS, *domains, f"out={out}"]
+
+    def train(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["distuda", "train", path, *words, *more])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return int(stopped.value.code or 0)
+
+    assert train() == 0 and f"run folder: {out}/regression" in capsys.readouterr().out
+    teacher, student = open_run(f"{out}/teacher"), open_run(f"{out}/regression")
+    assert (teacher.step, student.step, student.recipe.init_from) == (2, 3, f"{out}/teacher")
+    same = [name for name, value in teacher.predictor.state_dict().items()
+            if torch.equal(value, student.predictor.state_dict()[name])]  # fmt: skip
+    assert any(name.startswith("decoder") for name in same) and not all(
+        name in same for name in ("encoder.stem.0.weight",)
+    )
+    assert load_phases(str(out / PHASES)) == load_phases(path, words)
+
+    assert train() == 2 and "phase 'teacher'" in (said := capsys.readouterr().err) and "resume=true" in said
+    assert train("resume=true", "phases.teacher.steps=5") == 2 and "steps: 2 -> 5" in capsys.readouterr().err
+    before = {name: (out / name / "metrics.jsonl").stat().st_mtime_ns for name in ("teacher", "regression")}
+    for folder in (out / "regression" / "checkpoints").iterdir():
+        (folder / "meta.json").unlink()  # as if it had been stopped before its checkpoint was complete
+    assert train("resume=true") == 0
+    after = {name: (out / name / "metrics.jsonl").stat().st_mtime_ns for name in before}
+    assert after["teacher"] == before["teacher"] and after["regression"] > before["regression"]
+    assert open_run(f"{out}/regression").step == 3 and len(read_rows(f"{out}/teacher")) == 3
+
+
+def test_all_phases_are_checked_before_the_first_trains(tmp_path: Path, domains: list[str]) -> None:
+    path = written(tmp_path, REGRESSION)
+    words = [*WORDS, *domains, f"out={tmp_path / 'run'}"]
+    for word, says in (
+        ("phases.regression.method.pairs=given", "has none. Prepare it with --pairs"),
+        ("phases.regression.init_from=none", "goes on from a trained network"),
+    ):
+        with pytest.raises(UserError, match=f"phase 'regression'.*{says}"):
+            train_phases(load_phases(path, [*words, word]))
+    assert not (tmp_path / "run").exists(), "nothing is written"
+
+
+def test_a_folder_of_phases_names_its_runs(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / PHASES).write_text(to_yaml(load_phases(written(tmp_path, TWO), ["out=moved"])))
+    assert phase_folders(str(tmp_path / "run")) == [f"{tmp_path}/run/{name}" for name in ("teacher", "adapted")]
+    with pytest.raises(UserError, match=r"run/adapted, .*run/teacher"):
+        open_run(str(tmp_path / "run"))
+    assert phase_folders(str(tmp_path / "elsewhere")) == []
