@@ -104,11 +104,12 @@ def train(study: Study, work: Path, results: "Results", row: str, seed: int, ste
     )  # fmt: skip
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in rows if line["kind"] == "evaluation"][-1]
-    results.add({"row": row, "seed": seed, "steps": steps, "seconds": round(time.time() - started_s), **last})
+    seconds = round(time.time() - started_s)
     if row.startswith("source_only"):  # the same weights with the target's batch-norm statistics: AdaBN alone
         distuda("evaluate", str(out), "--calibrate", "64", log=out / "console.log")
         scores = json.loads((out / "evaluation-calibrated.json").read_text())
         results.add({"row": f"{row} + AdaBN", "seed": seed, "steps": steps, **scores})
+    results.add({"row": row, "seed": seed, "steps": steps, "seconds": seconds, **last})
 
 
 KEPT = ("row", "seed", "steps", "seconds", "miou", "accuracy", "iou", "entropy", "information_maximisation")

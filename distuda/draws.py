@@ -4,6 +4,7 @@ A counter-based generator after SplitMix64 (Steele, Lea, Flood: Fast splittable 
 OOPSLA 2014), written with int64 tensors so that draws stay on the device and cost no host synchronisation.
 """
 
+import math
 import zlib
 
 import torch
@@ -25,9 +26,14 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _salt(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
 def fold(seed_B: Tensor, name: str | int) -> Tensor:
     """New seeds for a named use: two names give independent draws from the same seeds."""
-    salt = zlib.crc32(name.encode()) if isinstance(name, str) else name
+    salt = _salt(name) if isinstance(name, str) else name
     return _mix(_mix(seed_B + (salt * 2 + 1)) + _GOLDEN)
 
 
@@ -39,6 +45,12 @@ def uniform(seed_B: Tensor, name: str, *shape: int) -> Tensor:
     counter = torch.arange(1, count + 1, device=seed_B.device, dtype=torch.int64) * _GOLDEN
     bits = _mix(fold(seed_B, name)[:, None] + counter[None, :])
     return (_shift_right(bits, 40).to(torch.float32) * 2.0**-24).reshape(len(seed_B), *shape)
+
+
+def normal(seed_B: Tensor, name: str, *shape: int) -> Tensor:
+    """float32 draws of the standard normal distribution, shape (B, *shape); Box and Muller's transform."""
+    radius, angle = uniform(seed_B, name, 2, *shape).unbind(1)
+    return (-2 * torch.log1p(-radius)).sqrt() * (2 * math.pi * angle).cos()
 
 
 def sample_seed(seed: int, domain: str, position: int) -> int:

@@ -38,7 +38,7 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
 
 def global_share(mask: Tensor) -> Tensor:
     """Share of true entries over all ranks, a scalar in [0, 1]."""
-    return global_sum(mask.sum()) / global_sum(torch.tensor(mask.numel(), device=mask.device))
+    return global_sum(mask.sum()) / global_sum(torch.full((), float(mask.numel()), device=mask.device))
 
 
 def cross_entropy(logits_BCHW: Tensor, label_BHW: Tensor, weight_BHW: Tensor | None = None) -> Tensor:
@@ -55,7 +55,7 @@ def cross_entropy(logits_BCHW: Tensor, label_BHW: Tensor, weight_BHW: Tensor | N
     loss_BHW = F.cross_entropy(logits_BCHW.float(), label_BHW, ignore_index=IGNORE, reduction="none")
     if weight_BHW is None:
         return global_mean(loss_BHW.sum(), (label_BHW != IGNORE).sum())
-    return global_mean((loss_BHW * weight_BHW).sum(), torch.tensor(label_BHW.numel(), device=label_BHW.device))
+    return global_mean((loss_BHW * weight_BHW).sum(), torch.full((), float(label_BHW.numel()), device=label_BHW.device))
 
 
 def self_information(logits_BCHW: Tensor) -> Tensor:

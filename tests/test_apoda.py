@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distuda.data.augment import geometry
 from distuda.draws import sample_seed
+from distuda.errors import UserError
 from distuda.methods.advent import SOURCE, TARGET
 from distuda.methods.apoda import Apoda, _distance
 from distuda.methods.method import View
@@ -81,7 +82,9 @@ def test_every_location_moves_by_the_same_length(name: str, normalise: str) -> N
 
 def test_one_norm_an_image_lets_locations_differ() -> None:
     method, views, outputs = scene()
-    move = moves_of(method, views, outputs, "tgt", num_steps=1, normalise="global", epsilon_adv=0.0)[-1]
+    move = moves_of(method, views, outputs, "tgt", num_steps=1, normalise="global", epsilon_adv=0.0, epsilon_cls=0.02)[
+        -1
+    ]
     expected = 0.02 * outputs["tgt"].features[-1].detach().norm(dim=1).mean(dim=(1, 2))
     torch.testing.assert_close(lengths(move).square().mean(dim=(1, 2)).sqrt(), expected)
     assert lengths(move).std() > 0.1 * expected.mean()
@@ -114,7 +117,7 @@ def test_domains_move_towards_each_other() -> None:
             tuple(a + b for a, b in zip(outputs[name].features, move, strict=True)),
         ):
             maps = method.judged_maps(method.student.decode(features, size).main)  # type: ignore[arg-type]
-            judged.append(float(method.judge_frozen(maps).mean()))
+            judged.append(float(method.judge_frozen(maps).detach().mean()))
         assert sign * (judged[1] - judged[0]) > 0
 
 
@@ -146,12 +149,38 @@ def test_distances_are_symmetric_and_zero_for_equals(kind: str) -> None:
         torch.testing.assert_close(_distance(a, b, kind), expected)
 
 
-def test_random_directions_depend_on_the_sample_alone() -> None:
-    features = (torch.randn(2, 5, 3, 4),)
-    config = AttackConfig(direction="random")
-    both = perturb(features, lambda _: (), (0.1, 0.1), config, SEEDS)[0]
-    second = perturb((features[0][1:],), lambda _: (), (0.1, 0.1), config, SEEDS[1:])[0]
-    assert torch.equal(both[1:], second) and abs(float(both.mean())) < 0.3 * float(both.std())
+def test_the_random_control_goes_as_far_as_the_attack_at_every_location() -> None:
+    method, views, outputs = scene()
+    attack, control, again = (
+        moves_of(method, views, outputs, "tgt", direction=direction)[-1]
+        for direction in ("gradient", "random", "random")
+    )
+    torch.testing.assert_close(lengths(control), lengths(attack), rtol=1e-4, atol=1e-6)
+    assert torch.equal(control, again)
+    cosine = torch.nn.functional.cosine_similarity(attack, control, dim=1)
+    assert float(cosine.abs().mean()) < 0.2
+
+
+def test_vanishing_slopes_give_steps_of_the_same_length_and_none_gives_none() -> None:
+    features, config = (torch.ones(2, 3, 1, 4),), AttackConfig(num_steps=1)
+    scale = torch.tensor([1.0, 1e-15, 1e-26, 0.0]).view(1, 1, 1, 4)
+    move = perturb(features, lambda f: ((f[0] * scale).sum(),), (0.1,), config, SEEDS)[0]
+    expected = 0.1 * 3**0.5 * torch.tensor([1.0, 1.0, 1.0, 0.0])
+    torch.testing.assert_close(lengths(move)[:, 0], expected.expand(2, 4))
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="set per_domain"):
+        scene("method.forward=joint")
+    with pytest.raises(UserError, match="one scale"):
+        scene("model.detail=[16,24]")
+
+
+def test_dropout_meets_clean_and_perturbed_features_alike() -> None:
+    words = ["model.name=mit_b0", "augment.crop=[32,48]", "method.attack.epsilon_adv=0", "method.attack.epsilon_cls=0"]
+    recipe = tiny_recipe(*SETTINGS["apoda"], *words, "model.batch_norm=frozen")
+    made = tiny_method(recipe)(*(geometry(tiny_batch(2, i), recipe.augment) for i in (1, 2)))
+    assert float(made.metrics["flipped_src"]) == 0 and float(made.objective["consistency_tgt"]) < 1e-6
 
 
 def test_a_teacher_beside_it_adds_mixed_images() -> None:
@@ -165,3 +194,8 @@ def test_a_teacher_beside_it_adds_mixed_images() -> None:
             parameter += 1
     method.after_step()
     assert any(not torch.equal(a, b) for a, b in zip(before, method.teaching.teacher.parameters(), strict=True))
+
+
+def test_a_layer_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match=r"attack.layers=\[2\]: the network gives 2 feature maps"):
+        scene("method.attack.layers=[2]")[0](*(geometry(tiny_batch(2, i), tiny_recipe().augment) for i in (1, 2)))

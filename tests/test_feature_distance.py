@@ -72,3 +72,18 @@ def test_margins_have_no_pseudo_labels() -> None:
     inner = torch.zeros_like(weight)
     inner[:, 3:-2, 1:-4] = 1
     assert torch.equal(weight > 0, inner > 0)
+
+
+def test_margins_that_leave_nothing_and_unknown_classes_are_refused() -> None:
+    recipe = tiny_recipe(*SETTINGS["self_training_margins"], "method.margins=[20,12,0,0]")
+    method: Any = tiny_method(recipe)
+    with pytest.raises(UserError, match="48x32"):
+        method.teaching.pseudo_label(geometry(tiny_batch(2, 2), recipe.augment).image_BCHW)
+    with pytest.raises(UserError, match=r"distance_classes: .*'lamp'"):
+        tiny_method(tiny_recipe(*SETTINGS["self_training_distance"], "method.distance_classes=[lamb]"))
+
+
+def test_without_weight_nothing_is_mixed() -> None:
+    recipe = tiny_recipe(*SETTINGS["self_training_masked"], "method.lambda_mix=0")
+    made = tiny_method(recipe)(*(geometry(tiny_batch(2, i), recipe.augment) for i in (1, 2)))
+    assert "self_mix" not in made.objective and float(made.objective["self_mask"]) > 0

@@ -65,12 +65,19 @@ def test_the_drawn_window_is_where_it_says_and_the_samples_own() -> None:
 
 
 def test_origins_spread_over_the_image() -> None:
-    from distuda.models.hrda import _draw_origins
-
     seeds = torch.tensor([sample_seed(0, "source", i) for i in range(500)])
-    origins = _draw_origins(seeds, (70, 110), (32, 48))
+    origins = network()._draw_origins(seeds, (70, 110))
     assert origins.amin(0).tolist() == [0, 0] and origins.amax(0).tolist() == [38, 62]
-    assert _draw_origins(seeds, (20, 110), (32, 48))[:, 0].unique().tolist() == [0]
+    assert network()._draw_origins(seeds, (32, 110))[:, 0].unique().tolist() == [0]
+
+
+def test_windows_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match="larger than the 110x20 crop"):
+        network()._draw_origins(SEEDS, (20, 110))
+    with pytest.raises(UserError, match="sees 8 pixels across, but needs 16"):
+        network("model.detail=[8,48]")
+    with pytest.raises(UserError, match="sees 24 pixels across, but needs 32"):
+        network()(torch.rand(2, 3, 24, 64), SEEDS)
 
 
 def test_labels_are_cut_to_the_window_and_the_two_losses_share_one_weight() -> None:

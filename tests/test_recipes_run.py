@@ -25,6 +25,8 @@ def test_a_recipe_trains_two_steps(path: Path, domains: list[str], tmp_path: Pat
         words.append("augment.crop=[48,64]")
     if whole.model.name == "mit_b5":  # the smallest of its family: three copies of the largest take gigabytes
         words.append("model.name=mit_b0")
+    if getattr(whole.method, "lambda_distance", 0):  # DAFormer and its heirs, made for Cityscapes' classes and size
+        words += ["method.distance_classes=null", "method.margins=[2,6,0,0]"]
     if whole.model.detail is not None:
         words += ["model.detail=[32,32]", "augment.crop=[64,64]", "evaluation.size=[64,64]"]
     for phase in load_phases(str(path), words):

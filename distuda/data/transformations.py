@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from distuda.data.augment import colour_matrix, gaussian_blur
-from distuda.draws import uniform
+from distuda.draws import normal, uniform
 
 
 class CameraConfig(BaseModel):
@@ -96,13 +96,10 @@ def tones(image_BCHW: Tensor, contrast: float, gamma: float) -> Tensor:
 
 
 def gaussian_noise(image_BCHW: Tensor, seed_B: Tensor, deviation: float) -> Tensor:
-    """Independent normal noise on every value (Box and Muller's transform of uniform draws)."""
+    """Independent normal noise on every value."""
     if not deviation:
         return image_BCHW
-    shape = image_BCHW.shape[1:]
-    radius = (-2 * torch.log1p(-uniform(seed_B, "camera/radius", *shape))).sqrt()
-    angle = 2 * math.pi * uniform(seed_B, "camera/angle", *shape)
-    return (image_BCHW + deviation * radius * angle.cos()).clamp(0, 1)
+    return (image_BCHW + deviation * normal(seed_B, "camera/noise", *image_BCHW.shape[1:])).clamp(0, 1)
 
 
 def salt_and_pepper(image_BCHW: Tensor, seed_B: Tensor, share: float) -> Tensor:

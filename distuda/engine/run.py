@@ -68,8 +68,8 @@ def build_method(recipe: Recipe, table: ClassTable, class_frequency_src: torch.T
                 f"init_from={recipe.init_from!r} holds another network than model.name={recipe.model.name!r} with "
                 f"{table.num_classes} classes: {str(error).splitlines()[1].strip()}. Choose a run of the same model."
             ) from error
-    views, things = recipe.augment, tuple(sorted(table.things))
-    context = Context(table.num_classes, class_frequency_src, views.photometry, views.photometry_labelled, things)
+    views = recipe.augment
+    context = Context(table.num_classes, class_frequency_src, views.photometry, views.photometry_labelled, table)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)  # discriminators, drawn apart from the network
         method: Method = METHODS[recipe.method.name](recipe.method, model, context)

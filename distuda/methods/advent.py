@@ -70,7 +70,7 @@ class MinEnt(Method):
             ("", output_tgt.main, self.config.lambda_ent),
             ("_aux", output_tgt.aux, self.config.lambda_ent_aux),
         ):
-            if logits is not None:
+            if logits is not None and (not suffix or output_tgt.origin_B2 is None):  # a detail window is no second head
                 terms |= {name + suffix: ramp * weight * loss for name, loss in self._target_terms(logits).items()}
         return Losses(terms, {"entropy_tgt": losses.entropy_map(output_tgt.main.detach()).mean()})
 

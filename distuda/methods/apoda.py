@@ -4,12 +4,13 @@ Yang, Xu, Li, Qi, Shen, Li, Lin: An Adversarial Perturbation Oriented Domain Ada
 Segmentation, AAAI 2020. Only the abstract and result rows were at hand; docs/methods/apoda.md says what is our reading.
 """
 
+import math
 from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from distuda import losses
@@ -19,7 +20,8 @@ from distuda.methods.advent import SOURCE, TARGET, AdvEnt, AdversaryConfig
 from distuda.methods.method import Context, Losses, View
 from distuda.methods.perturbation import AttackConfig, perturb, still_statistics
 from distuda.methods.self_training import Teaching, TeachingConfig
-from distuda.models.segmenter import Features, Output, Segmenter
+from distuda.models.dropout import drawn_from
+from distuda.models.segmenter import Features, Output, Segmenter, require_one_scale
 
 DOMAINS = {"src": SOURCE, "tgt": TARGET}
 
@@ -59,9 +61,17 @@ class Apoda(AdvEnt):
             None, description="a teacher and ClassMix beside it, e.g. {confidence: 0.9, weighting: pixel}; none = off"
         )
 
+        @field_validator("forward")
+        @classmethod
+        def _per_domain(cls, forward: str) -> str:
+            if forward == "joint":  # perturbed features of one domain would be normalised otherwise than clean ones
+                raise ValueError("apoda runs the network once a domain; set per_domain")
+            return forward
+
     config: Config
 
     def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
+        require_one_scale(student, config.name)
         super().__init__(config, student, context)
         taught = config.self_training
         self.teaching = Teaching(taught, student, context) if taught else None
@@ -73,17 +83,15 @@ class Apoda(AdvEnt):
         outputs = self.run_student({**views, **taught})
         made = self.oppose(outputs["src"], outputs["tgt"])
         made.objective |= self.supervise(outputs["src"], views["src"])
-        made.objective["ent_tgt"] = self.config.lambda_ent * losses.entropy(outputs["tgt"].main)
         made.metrics |= metrics
         ramp = self.ramp(self.config.start_step)
-        for name, view in taught.items():
-            assert self.teaching is not None
-            factor = ramp * self.teaching.factor(name)
-            terms = self.supervise(outputs[name], view, f"self_{name}")
-            made.objective |= {key: factor * loss for key, loss in terms.items()}
+        made.objective["ent_tgt"] = ramp * self.config.lambda_ent * losses.entropy(outputs["tgt"].main)
+        if self.teaching is not None:
+            made.objective |= self.teaching.terms(self.supervise, outputs, taught, ramp)
         with still_statistics(self.student):
             for name, view in views.items():
-                defence = self.defend(name, view, outputs[name])
+                with drawn_from(self.student, view.seed_B):  # dropout as the clean features met it
+                    defence = self.defend(name, view, outputs[name])
                 made.objective |= {key: ramp * loss for key, loss in defence.objective.items()}
                 made.metrics |= defence.metrics
         return made
@@ -146,5 +154,5 @@ def _distance(clean_BCHW: Tensor, perturbed_BCHW: Tensor, kind: str) -> Tensor:
         return (p - q).square().sum(dim=1).mean()
     if kind == "symmetric_kl":
         return 0.5 * ((p - q) * (log_p - log_q)).sum(dim=1).mean()
-    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     return 0.5 * (p * (log_p - log_m) + q * (log_q - log_m)).sum(dim=1).mean()

@@ -29,8 +29,8 @@ class FeatureDistance(nn.Module):
         super().__init__()
         if not things:
             raise UserError(
-                "method.lambda_distance > 0 keeps features of things, but the class table has none. Prepare the source "
-                "with a table that has things, or set lambda_distance=0."
+                "method.lambda_distance > 0 keeps features of things, but the class table has none. Name classes in "
+                "method.distance_classes, or set lambda_distance=0."
             )
         self.reference = copy.deepcopy(student).requires_grad_(False)
         self.things, self.min_share = things, min_share

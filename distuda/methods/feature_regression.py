@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from distuda.data.batch import Batch
 from distuda.data.transformations import CameraConfig, MisalignmentConfig, camera, misalign
-from distuda.errors import UserError
 from distuda.methods.method import Context, Group, Losses, Method, MethodConfig
-from distuda.models.segmenter import Features, Segmenter
+from distuda.models.segmenter import Features, Segmenter, pick_layers, require_one_scale
 
 
 class FeatureRegression(Method):
@@ -57,6 +56,13 @@ class FeatureRegression(Method):
             default_factory=lambda: MisalignmentConfig(), description="misalignment of synthetic pairs"
         )
 
+        @field_validator("layers")
+        @classmethod
+        def _once_each(cls, layers: list[int]) -> list[int]:
+            if len(set(layers)) < len(layers):
+                raise ValueError("a layer is named twice")
+            return layers
+
         @field_validator("layer_weights")
         @classmethod
         def _one_a_layer(cls, weights: list[float] | None, info: ValidationInfo) -> list[float] | None:
@@ -78,6 +84,7 @@ class FeatureRegression(Method):
     config: Config
 
     def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
+        require_one_scale(student, config.name)
         super().__init__(config, student, context)
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         learning = self._behind_layers(student)
@@ -122,13 +129,7 @@ class FeatureRegression(Method):
 
     def _chosen(self, features: Features) -> list[Tensor]:
         """The feature maps of ``layers``, in their order."""
-        for layer in self.config.layers:
-            if not -len(features) <= layer < len(features):
-                raise UserError(
-                    f"method.layers={self.config.layers}: the network gives {len(features)} feature maps. "
-                    f"Choose from {-len(features)} to {len(features) - 1}."
-                )
-        return [features[layer] for layer in self.config.layers]
+        return [features[layer] for layer in pick_layers(features, self.config.layers, "method.layers")]
 
     def _behind_layers(self, student: Segmenter) -> list[nn.Parameter]:
         """The trunk's parameters that the chosen layers depend on; DDP refuses a step in which others are trainable."""

@@ -16,6 +16,7 @@ from distuda import losses
 from distuda.data import augment
 from distuda.data.augment import PhotometryConfig
 from distuda.data.batch import Batch
+from distuda.data.labels import ClassTable
 from distuda.errors import UserError
 from distuda.models.segmenter import Output, Segmenter, cut
 
@@ -97,14 +98,24 @@ class Context:
         class_frequency_src: share of labelled source pixels a class, (C,) float, sums to 1.
         photometry: colour jitter and blur of strong views.
         photometry_labelled: whether labelled images are seen through it as well.
-        things: train ids of countable objects.
+        table: names and things of the classes; None where nothing asks for them.
     """
 
     num_classes: int
     class_frequency_src: Tensor
     photometry: PhotometryConfig = field(default_factory=lambda: PhotometryConfig())
     photometry_labelled: bool = True
-    things: tuple[int, ...] = ()
+    table: ClassTable | None = None
+
+    def class_ids(self, names: list[str] | None, field: str) -> tuple[int, ...]:
+        """Train ids of these classes, or of all things; an unknown name is the user's error and names the ``field``."""
+        assert self.table is not None
+        if names is None:
+            return tuple(sorted(self.table.things))
+        try:
+            return tuple(self.table.index(name) for name in names)
+        except UserError as error:
+            raise UserError(f"{field}: {error}") from None
 
 
 class View(NamedTuple):

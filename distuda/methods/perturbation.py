@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from distuda.draws import uniform
-from distuda.models.segmenter import Features
+from distuda.draws import normal
+from distuda.models.segmenter import Features, pick_layers
 
 Objectives = Callable[[Features], tuple[Tensor, ...]]
 """Features of a batch -> the scalars an attack raises."""
@@ -27,16 +28,16 @@ class AttackConfig(BaseModel):
     layers: list[int] = Field([-1], min_length=1, description="which maps of the encoder are perturbed; -1 = the last")
     num_steps: int = Field(3, ge=1, description="steps of the attack")
     epsilon_adv: float = Field(
-        0.02, ge=0, description="step against the discriminator [share of the mean feature norm]"
+        0.015, ge=0, description="step against the discriminator [share of the mean feature norm]"
     )
-    epsilon_cls: float = Field(0.02, ge=0, description="step against the classifier [share of the mean feature norm]")
+    epsilon_cls: float = Field(0.015, ge=0, description="step against the classifier [share of the mean feature norm]")
     normalise: Literal["location", "sign", "global"] = Field(
         "location",
         description="length of a step: the same at every location by the L2 norm or by the sign of each channel, or "
         "free to differ within one norm an image",
     )
     direction: Literal["gradient", "random"] = Field(
-        "gradient", description="along the gradients, or the control: random directions of the same length"
+        "gradient", description="along the gradients, or the control: as far, in random directions"
     )
     target_attack: Literal["norm", "prediction"] = Field(
         "norm",
@@ -58,22 +59,24 @@ def perturb(
         objectives: gives as many scalars as there are ``epsilons``.
         epsilons: step of each objective; those of 0 are not followed.
         config: steps, directions and their normalisation.
-        seed_B: the samples' seeds, for random directions.
+        seed_B: the samples' seeds, for the random control.
     """
-    chosen = sorted({range(len(features))[layer] for layer in config.layers})
+    chosen = sorted(set(pick_layers(features, config.layers, "method.attack.layers")))
     start = [feature.detach().float() for feature in features]
     moved = list(start)
     lengths = [feature.norm(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True) for feature in start]
     followed = [i for i, epsilon in enumerate(epsilons) if epsilon]
-    for number in range(config.num_steps):
-        if config.direction == "random":
-            slopes = {i: [_noise(moved[j], seed_B, f"attack/{number}/{i}/{j}") for j in chosen] for i in followed}
-        else:
-            slopes = _slopes(moved, chosen, objectives, followed)
+    for _ in range(config.num_steps if followed else 0):
+        slopes = _slopes(moved, chosen, objectives, followed)
         for i in followed:
             for j, slope in zip(chosen, slopes[i], strict=True):
                 moved[j] = moved[j] + epsilons[i] * lengths[j] * _unit(slope, config.normalise)
-    return tuple(after - before for after, before in zip(moved, start, strict=True))
+    moves = [after - before for after, before in zip(moved, start, strict=True)]
+    if config.direction == "random":  # the control: as far as the attack goes, but anywhere
+        for j in chosen:
+            noise = normal(seed_B, f"attack/{j}", *moves[j].shape[1:])
+            moves[j] = F.normalize(noise, dim=1) * moves[j].norm(dim=1, keepdim=True)
+    return tuple(moves)
 
 
 def _slopes(
@@ -94,16 +97,13 @@ def _unit(slope_BDhw: Tensor, normalise: str) -> Tensor:
     """Of length 1 at every location; ``global``: of length 1 in the quadratic mean over an image's locations."""
     if normalise == "sign":
         return slope_BDhw.sign() / slope_BDhw.shape[1] ** 0.5
-    square_B1hw = slope_BDhw.square().sum(dim=1, keepdim=True)
-    if normalise == "global":
-        square_B1hw = square_B1hw.mean(dim=(2, 3), keepdim=True)
-    return slope_BDhw / square_B1hw.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def _noise(feature_BDhw: Tensor, seed_B: Tensor, name: str) -> Tensor:
-    """Standard normal values by Box and Muller's formula."""
-    radius, angle = uniform(seed_B, name, 2, *feature_BDhw.shape[1:]).unbind(1)
-    return (-2 * (1 - radius).log()).sqrt() * (2 * torch.pi * angle).cos()
+    # slopes of saturated predictions are so small that their squares would be 0: first to a largest entry of 1
+    together = 1 if normalise == "location" else (1, 2, 3)
+    slope_BDhw = slope_BDhw / slope_BDhw.abs().amax(dim=together, keepdim=True).clamp(min=1e-30)
+    if normalise == "location":
+        return F.normalize(slope_BDhw, dim=1)
+    square_B111 = slope_BDhw.square().sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True)
+    return slope_BDhw / square_B111.sqrt().clamp(min=1e-12)
 
 
 @contextmanager

@@ -6,9 +6,11 @@ Hoyer, Dai, Wang, Van Gool: MIC, CVPR 2023. The card in docs/methods/self_traini
 """
 
 import copy
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from torch import Tensor, nn
 
@@ -17,9 +19,13 @@ from distuda.data import augment
 from distuda.data.batch import Batch
 from distuda.draws import fold
 from distuda.engine.ema import update_ema
+from distuda.errors import UserError
 from distuda.methods.feature_distance import FeatureDistance
 from distuda.methods.method import Context, Losses, Method, MethodConfig, View
-from distuda.models.segmenter import Segmenter
+from distuda.models.segmenter import Output, Segmenter
+
+Supervise = Callable[[Output, View, str], dict[str, Tensor]]
+"""`Method.supervise` of the method that owns the student."""
 
 
 class TeachingConfig(BaseModel):
@@ -66,23 +72,31 @@ class Teaching(nn.Module):
         """What the student learns from beside the source (``mix``, ``mask``), and metrics."""
         assert source.label_BHW is not None
         label_tgt, weight, max_prob = self.pseudo_label(target.image_BCHW)
-        mask = augment.classmix_mask(source.label_BHW, source.seed_B, self.context.num_classes)
-        image_mix = torch.where(mask[:, None], source.image_BCHW, target.image_BCHW)
-        views = {
-            "mix": View(
+        views: dict[str, View] = {}
+        if self.config.lambda_mix:
+            mask = augment.classmix_mask(source.label_BHW, source.seed_B, self.context.num_classes)
+            image_mix = torch.where(mask[:, None], source.image_BCHW, target.image_BCHW)
+            views["mix"] = View(
                 augment.photometry(image_mix, target.seed_B, self.context.photometry, "mix"),
                 fold(target.seed_B, "mix"),
                 torch.where(mask, source.label_BHW, label_tgt),
                 torch.where(mask, torch.ones_like(weight), weight),
             )
-        }
         if self.config.lambda_mask:
             views["mask"] = View(self._masked(target), fold(target.seed_B, "mask"), label_tgt, weight)
         return views, {"pseudo_weight": weight.mean(), "pseudo_max_prob": max_prob.mean()}
 
-    def factor(self, name: str) -> float:
-        """Weight of the loss on a view of `views`."""
-        return {"mix": self.config.lambda_mix, "mask": self.config.lambda_mask}[name]
+    def terms(
+        self,
+        supervise: Supervise,
+        outputs: dict[str, Output],
+        views: dict[str, View],
+        ramp: Tensor,
+    ) -> dict[str, Tensor]:
+        """Losses of the student's outputs on `views`, weighted; ``supervise`` is the method's."""
+        factors = {"mix": self.config.lambda_mix, "mask": self.config.lambda_mask}
+        made = {name: supervise(outputs[name], view, f"self_{name}") for name, view in views.items()}
+        return {key: ramp * factors[name] * loss for name, terms in made.items() for key, loss in terms.items()}
 
     @torch.no_grad()
     def pseudo_label(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,12 +109,18 @@ class Teaching(nn.Module):
         max_prob, label = self.teacher(image_BCHW).main.float().softmax(dim=1).max(dim=1)
         sure = max_prob >= self.config.confidence
         weight = sure.float() if self.config.weighting == "pixel" else losses.global_share(sure).expand_as(max_prob)
-        if any(self.config.margins):
-            top, bottom, left, right = self.config.margins
-            inner = torch.zeros_like(weight)
-            inner[:, top : inner.shape[1] - bottom, left : inner.shape[2] - right] = 1
-            weight = weight * inner
-        return label, weight, max_prob
+        return label, self._without_margins(weight), max_prob
+
+    def _without_margins(self, weight_BHW: Tensor) -> Tensor:
+        top, bottom, left, right = self.config.margins
+        height, width = weight_BHW.shape[1:]
+        if top + bottom >= height or left + right >= width:
+            raise UserError(
+                f"margins={list(self.config.margins)} leave nothing of a target crop of {width}x{height} pixels. "
+                "Choose smaller ones."
+            )
+        inner = weight_BHW[:, top : height - bottom, left : width - right]
+        return F.pad(inner, (left, right, top, bottom))
 
     def _masked(self, target: Batch) -> Tensor:
         """The target's strong view with blocks hidden; hidden pixels become 0 once normalised."""
@@ -124,8 +144,11 @@ class SelfTraining(Method):
         lambda_distance: float = Field(
             0.0, ge=0, description="weight of the feature distance to the starting encoder, 0 = off (DAFormer: 0.005)"
         )
+        distance_classes: list[str] | None = Field(
+            None, description="names of the classes whose features are kept, none = the class table's things"
+        )
         distance_min_share: float = Field(
-            0.75, gt=0, le=1, description="share of a feature cell's pixels that must be of one thing class"
+            0.75, gt=0, le=1, description="share of a feature cell's pixels that must be of one of these classes"
         )
         start_step: int = Field(0, ge=0, description="steps of source-only training before the teacher is used [steps]")
         predict_with: Literal["student", "teacher"] = Field(
@@ -137,8 +160,10 @@ class SelfTraining(Method):
     def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
         super().__init__(config, student, context)
         self.teaching = Teaching(config, student, context)
-        far = config.lambda_distance > 0
-        self.distance = FeatureDistance(student, context.things, config.distance_min_share) if far else None
+        self.distance = None
+        if config.lambda_distance:
+            kept = context.class_ids(config.distance_classes, "method.distance_classes")
+            self.distance = FeatureDistance(student, kept, config.distance_min_share)
 
     def forward(self, source: Batch, target: Batch) -> Losses:
         """Teacher labels, mix, one pass of the student a view, named losses."""
@@ -146,10 +171,7 @@ class SelfTraining(Method):
         views = {"src": self.labelled_view(source), **taught}
         outputs = self.run_student(views)
         terms = self.supervise(outputs["src"], views["src"])
-        ramp = self.ramp(self.config.start_step)
-        for name, view in taught.items():
-            factor = ramp * self.teaching.factor(name)
-            terms |= {key: factor * loss for key, loss in self.supervise(outputs[name], view, f"self_{name}").items()}
+        terms |= self.teaching.terms(self.supervise, outputs, taught, self.ramp(self.config.start_step))
         if self.distance is not None:
             distance = self.distance(outputs["src"].features, views["src"])
             terms["distance_src"] = self.config.lambda_distance * distance

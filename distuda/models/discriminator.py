@@ -8,6 +8,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from distuda.errors import UserError
+
 
 class Discriminator(nn.Module):
     """Five 4x4 convolutions of stride 2 with LeakyReLU(0.2) between them and no normalisation.
@@ -30,5 +32,10 @@ class Discriminator(nn.Module):
 
         One logit judges one patch; the losses average over them, with 0 for the source domain and 1 for the target.
         """
+        if min(maps_BCHW.shape[-2:]) < 32:
+            raise UserError(
+                f"discriminators need crops of at least 32x32 pixels, not {maps_BCHW.shape[-1]}x{maps_BCHW.shape[-2]}. "
+                "Enlarge augment.crop."
+            )
         logits: Tensor = self.layers(maps_BCHW)
         return logits

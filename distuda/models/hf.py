@@ -46,6 +46,14 @@ class HfEncoder(nn.Module):
         self.multiple = math.lcm(*strides)
         self.is_plain = len(strides) > 1 and len(set(strides)) == 1
 
+    def train(self, mode: bool = True) -> "HfEncoder":
+        """The backbone's own dropout stays off: it would not be drawn from the samples' seeds (`models.dropout`)."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.training = False
+        return self
+
     def forward(self, x_BCHW: Tensor) -> Features:
         """Normalised image, sides a multiple of ``multiple``, to maps (B, D_i, h_i, w_i), finest first."""
         maps = tuple(self.backbone(x_BCHW).feature_maps)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distuda.draws import uniform
+from distuda.errors import UserError
 from distuda.models.daformer import MlpDecoder
 from distuda.models.segmenter import Features, Output, Segmenter, cut
 
@@ -24,14 +25,20 @@ class Hrda(Segmenter):
     context's features, decides how much of the detail is taken; outside the windows it is 0. Both are joined at input
     size (the paper's code: at a quarter of it).
 
+    Windows lie anywhere (the paper's code: at multiples of 8 pixels).
+
     Args:
         network: used for both scales; without an auxiliary head.
         detail: height and width of a window [pixels]; half the training crop in the paper.
     """
 
+    one_scale = False
+
     def __init__(self, network: Segmenter, detail: tuple[int, int]) -> None:
         super().__init__(network.num_classes, align_corners=network.align_corners)
         self.network, self.detail, self.normalise = network, detail, network.normalise
+        self.min_side = int(network.min_side / CONTEXT_SCALE)
+        network.check_side(min(detail))
         self.attention = MlpDecoder(_channels(network), network.num_classes, _ATTENTION_WIDTH)
 
     def encode(self, x_BCHW: Tensor) -> Features:
@@ -56,12 +63,21 @@ class Hrda(Segmenter):
         attention = self._lift(self.attention(features), size).sigmoid()
         if seed_B is None:
             return Output(torch.lerp(context, self._all_windows(x_BCHW), attention.to(context.dtype)), None, features)
-        origin_B2 = _draw_origins(seed_B, size, self.detail)
-        window = min(size[0], self.detail[0]), min(size[1], self.detail[1])
-        detail = self._predict(cut(x_BCHW, origin_B2, window))
+        origin_B2 = self._draw_origins(seed_B, size)
+        detail = self._predict(cut(x_BCHW, origin_B2, self.detail))
         inside = _paste(torch.ones_like(detail[:, :1]), origin_B2, size)
         main = torch.lerp(context, _paste(detail, origin_B2, size), (attention * inside).to(context.dtype))
         return Output(main, detail, features, origin_B2)
+
+    def _draw_origins(self, seed_B: Tensor, size: tuple[int, int]) -> Tensor:
+        """Top and left of one window an image, anywhere in it, int64 (B, 2)."""
+        room = [side - part + 1 for side, part in zip(size, self.detail, strict=True)]
+        if min(room) < 1:
+            raise UserError(
+                f"model.detail={list(self.detail)} is larger than the {size[1]}x{size[0]} crop. Halve the crop for it."
+            )
+        draws = uniform(seed_B, "detail", 2)
+        return torch.stack([draws[:, i] * room[i] for i in (0, 1)], dim=1).long()
 
     def _lift(self, map_BChw: Tensor, size: tuple[int, int]) -> Tensor:
         """A map made of the context to input size; the network itself knows what of it covers padding."""
@@ -98,12 +114,6 @@ class Hrda(Segmenter):
 def _missing(side: int, window: int, step: int) -> int:
     """Pixels that a side lacks to hold a whole number of steps beyond its first window."""
     return torch.sym_max(window - side, 0) + (-torch.sym_max(side - window, 0)) % step
-
-
-def _draw_origins(seed_B: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Tensor:
-    """Top and left of one window an image, anywhere in it, int64 (B, 2)."""
-    room = torch.tensor([max(0, side - part) + 1 for side, part in zip(size, window, strict=True)])
-    return (uniform(seed_B, "detail", 2) * room.to(seed_B.device)).long()
 
 
 def _paste(part_BChw: Tensor, origin_B2: Tensor, size: tuple[int, int]) -> Tensor:

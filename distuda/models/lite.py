@@ -164,6 +164,8 @@ class Lite(Segmenter):
         width: channels of the decoder.
     """
 
+    min_side = 16
+
     def __init__(self, num_classes: int, *, width: int = 96) -> None:
         super().__init__(num_classes)
         self.normalise = Normalise([127 / 255] * 3, [128 / 255] * 3)

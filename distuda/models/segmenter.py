@@ -3,12 +3,14 @@
 Shape legend: B images, C classes, H and W pixels; ``features`` is the network's own tuple of maps.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distuda.errors import UserError
 from distuda.models.dropout import drawn_from
 
 Features = tuple[Tensor, ...]
@@ -73,6 +75,8 @@ class Segmenter(nn.Module):
     normalise: Normalise
     has_aux: bool = False  # whether `heads` gives auxiliary logits
     freeze_statistics: bool = False  # batch norm by running statistics, also in training mode
+    one_scale: bool = True  # whether `encode` and `heads` are all of a prediction
+    min_side: int = 32  # shortest side of a training image [pixels]
 
     def __init__(self, num_classes: int, *, align_corners: bool = False) -> None:
         super().__init__()
@@ -114,6 +118,8 @@ class Segmenter(nn.Module):
 
         ``seed_B`` is given when the network learns: dropout, and whatever else it draws, is drawn from these seeds.
         """
+        if seed_B is not None:
+            self.check_side(min(image_BCHW.shape[-2:]))
         with drawn_from(self, seed_B):
             return self.predict(image_BCHW, seed_B)
 
@@ -122,9 +128,37 @@ class Segmenter(nn.Module):
         features = self.encode(self.normalise(image_BCHW))
         return self.decode(features, (image_BCHW.shape[-2], image_BCHW.shape[-1]))
 
+    def check_side(self, side: int) -> None:
+        """Refuse training images of which a side is too short for the network [pixels]."""
+        if side < self.min_side:
+            raise UserError(
+                f"the network sees {side} pixels across, but needs {self.min_side}. Enlarge augment.crop (the "
+                "context of model.detail is half of it) or model.detail."
+            )
+
     def resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits up-sampled to ``size`` (height, width), as this network is trained to."""
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+
+
+def pick_layers(features: Features, layers: Sequence[int], field: str) -> list[int]:
+    """Positions of the chosen maps, counted from the first, in the order of ``layers``; -1 is the last map.
+
+    Raises:
+        UserError: a network without such a map; names the recipe's ``field``.
+    """
+    count = len(features)
+    if any(not -count <= layer < count for layer in layers):
+        raise UserError(
+            f"{field}={list(layers)}: the network gives {count} feature maps. Choose from {-count} to {count - 1}."
+        )
+    return [layer % count for layer in layers]
+
+
+def require_one_scale(network: Segmenter, method: str) -> None:
+    """Refuse a network whose features are not all that its prediction comes from."""
+    if not network.one_scale:
+        raise UserError(f"method {method!r} works on the features of one scale. Set model.detail=none.")
 
 
 def cut(map_BnHW: Tensor, origin_B2: Tensor, size: tuple[int, int]) -> Tensor:
