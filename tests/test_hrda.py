@@ -12,6 +12,7 @@ from distuda.errors import UserError
 from distuda.losses import cross_entropy
 from distuda.methods.method import View
 from distuda.models import build_model
+from distuda.models.daformer import EncoderDecoder, MlpDecoder
 from distuda.models.hrda import Hrda, _paste
 from distuda.models.segmenter import cut
 
@@ -117,7 +118,18 @@ def test_it_exports_for_sizes_it_was_not_traced_with(tmp_path: Path) -> None:
         def forward(self, image_BCHW: Tensor) -> Tensor:
             return self.model(image_BCHW).main
 
-    model = Logits(network()).eval()
+    class Small(nn.Module):  # tracing `lite` on both scales takes most of a minute
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 3, stride=2, padding=1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            first = self.first(x).relu()
+            return first, self.second(first)
+
+    torch.manual_seed(0)
+    small = EncoderDecoder(4, Small(), MlpDecoder([8, 8], 4, 8))
+    model = Logits(Hrda(small, (32, 48))).eval()
     sizes = {2: torch.export.Dim("height", min=32, max=512), 3: torch.export.Dim("width", min=32, max=512)}
     path = tmp_path / "model.onnx"
     torch.onnx.export(model, (torch.rand(1, 3, 64, 96),), path, dynamic_shapes=(sizes,), dynamo=True, verbose=False)

@@ -13,7 +13,8 @@ from distuda.errors import UserError
 from distuda.models.daformer import MlpDecoder
 from distuda.models.segmenter import Features, Output, Segmenter, cut
 
-CONTEXT_SCALE = 0.5
+CONTEXT_STRIDE = 2
+"""The context is the image at half size."""
 _ATTENTION_WIDTH = 256
 
 
@@ -37,14 +38,14 @@ class Hrda(Segmenter):
     def __init__(self, network: Segmenter, detail: tuple[int, int]) -> None:
         super().__init__(network.num_classes, align_corners=network.align_corners)
         self.network, self.detail, self.normalise = network, detail, network.normalise
-        self.min_side = int(network.min_side / CONTEXT_SCALE)
+        self.min_side = network.min_side * CONTEXT_STRIDE
         network.check_side(min(detail))
         self.attention = MlpDecoder(_channels(network), network.num_classes, _ATTENTION_WIDTH)
 
     def encode(self, x_BCHW: Tensor) -> Features:
         """Normalised image to the context's features."""
-        small = F.interpolate(x_BCHW, scale_factor=CONTEXT_SCALE, mode="bilinear", align_corners=False)
-        return self.network.encode(small)
+        half = x_BCHW.shape[-2] // CONTEXT_STRIDE, x_BCHW.shape[-1] // CONTEXT_STRIDE
+        return self.network.encode(F.interpolate(x_BCHW, size=half, mode="bilinear", align_corners=False))
 
     def heads(self, features: Features) -> tuple[Tensor, None]:
         """The context's features to its logits; no auxiliary head."""
@@ -81,8 +82,8 @@ class Hrda(Segmenter):
 
     def _lift(self, map_BChw: Tensor, size: tuple[int, int]) -> Tensor:
         """A map made of the context to input size; the network itself knows what of it covers padding."""
-        small = int(size[0] * CONTEXT_SCALE), int(size[1] * CONTEXT_SCALE)
-        return self.resize(self.network.resize(map_BChw, small), size)
+        half = size[0] // CONTEXT_STRIDE, size[1] // CONTEXT_STRIDE
+        return self.resize(self.network.resize(map_BChw, half), size)
 
     def _predict(self, x_BCHW: Tensor) -> Tensor:
         """Full-size normalised windows to logits of their size."""
