@@ -9,8 +9,9 @@ READY := $(VENV)/.installed
 demo: $(READY)
 	$(BIN)/distuda demo
 
+# two files at a time: many tests wait for Ray's processes
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -124,9 +124,10 @@ def test_our_own_failure_is_exit_code_1_with_a_trace(
 
 
 def test_train_help_lists_every_field(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from distuda import cli
     from distuda.recipe import fields
 
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(cli.console, "width", 300)  # made when the module was; the environment comes too late
     assert run(["train", "--help"], monkeypatch) == 0
     text = capsys.readouterr().out
     assert all(f"{path} = {default}" in text for path, _, default, _ in fields())

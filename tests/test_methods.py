@@ -144,7 +144,7 @@ def test_two_ranks_equal_one_with_the_double_batch(name: str, two_ranks: list[di
         mine, other = (state[name][key] for state in two_ranks)
         assert torch.equal(mine, other), key
         moved = (value - start[key]).norm()
-        assert (mine - value).norm() <= 1e-5 * value.norm() + 1e-6, key  # some start at 0
+        assert (mine - value).norm() <= 1e-5 * value.norm() + 1e-3 * moved + 1e-7, key  # some start at 0
         assert (mine - value).norm() <= 0.01 * moved + 1e-7 * (1 + value.norm()), key
 
 
