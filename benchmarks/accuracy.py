@@ -1,4 +1,7 @@
-"""What the accuracy tables share: train rows of recipes over seeds and budgets, keep the results, print the table."""
+"""What the accuracy tables share: train rows of recipes over seeds and budgets, keep the results, print the table.
+
+`feature_regression.py` is no such table and takes the pieces: `command_line`, `distuda`, `fit`, `Results`, `mean_sd`.
+"""
 
 import argparse
 import json
@@ -58,7 +61,7 @@ def run(study: Study, arguments: argparse.Namespace, prepare: Callable[[Path], N
         for steps in arguments.budgets
         for seed in arguments.seeds
         for row in arguments.rows
-        if not results.has(row, seed, steps)
+        if not results.has(row=row, seed=seed, steps=steps)
     ]
     with ThreadPoolExecutor(arguments.processes) as pool:
         for job in [pool.submit(train, study, work, results, *job) for job in jobs]:
@@ -68,17 +71,25 @@ def run(study: Study, arguments: argparse.Namespace, prepare: Callable[[Path], N
 
 def parse(study: Study, description: str, work: str, results: str, *data: str) -> argparse.Namespace:
     """The command line of a table; ``data`` are the options that name its data sets."""
+    main_rows = [row for row in study.rows if not row.startswith("~")]
+    parser = command_line(description, work, results, list(study.rows), main_rows, *data)
+    parser.add_argument("--budgets", nargs="+", type=int, default=[400, 1500], help="steps")
+    return parser.parse_args()
+
+
+def command_line(
+    description: str, work: str, results: str, rows: list[str], main_rows: list[str], *data: str
+) -> argparse.ArgumentParser:
+    """The options that all studies have; only ``main_rows`` run unless others are asked for."""
     parser = argparse.ArgumentParser(description=description)
     for name in data:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--work", default=work, help="prepared data and runs")
     parser.add_argument("--results", default=str(HERE / results))
-    main_rows = [row for row in study.rows if not row.startswith("~")]
-    parser.add_argument("--rows", nargs="+", default=main_rows, choices=list(study.rows))
+    parser.add_argument("--rows", nargs="+", default=main_rows, choices=rows)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--budgets", nargs="+", type=int, default=[400, 1500], help="steps")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at once, one thread each")
-    return parser.parse_args()
+    return parser
 
 
 def distuda(*words: str, log: Path | None = None) -> None:
@@ -92,18 +103,10 @@ def distuda(*words: str, log: Path | None = None) -> None:
 def train(study: Study, work: Path, results: "Results", row: str, seed: int, steps: int) -> None:
     """One run, resumed if it was interrupted; its last evaluation goes into the results."""
     out = work / "runs" / f"{row.strip('~ ').replace(' ', '_')}-{steps}-{seed}"
-    out.mkdir(parents=True, exist_ok=True)
     source, *others = study.data
     target, evaluation = study.other_data.get(row, others)
-    data = {"source": source, "target": target, "evaluation": evaluation}
-    uris = [f"{domain}.uri={work / 'data' / name}" for domain, name in data.items()]
     started_s = time.time()
-    distuda(
-        "train", *study.rows[row], *study.common, *uris, f"out={out}", f"seed={seed}", f"steps={steps}", "resume=true",
-        "evaluation.every_steps=1000000", "checkpoint.every_steps=250", "log_every_steps=50", log=out / "console.log",
-    )  # fmt: skip
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in rows if line["kind"] == "evaluation"][-1]
+    last = fit(work, out, seed, steps, (source, target, evaluation), *study.rows[row], *study.common)
     seconds = round(time.time() - started_s)
     if row.startswith("source_only"):  # the same weights with the target's batch-norm statistics: AdaBN alone
         distuda("evaluate", str(out), "--calibrate", "64", log=out / "console.log")
@@ -112,7 +115,21 @@ def train(study: Study, work: Path, results: "Results", row: str, seed: int, ste
     results.add({"row": row, "seed": seed, "steps": steps, "seconds": seconds, **last})
 
 
-KEPT = ("row", "seed", "steps", "seconds", "miou", "accuracy", "iou", "entropy", "information_maximisation")
+def fit(work: Path, out: Path, seed: int, steps: int, data: tuple[str, str, str], *words: str) -> Row:
+    """One run, resumed if it was interrupted; its last evaluation. ``data`` as in `Study`."""
+    out.mkdir(parents=True, exist_ok=True)
+    domains = zip(("source", "target", "evaluation"), data, strict=True)
+    uris = [f"{domain}.uri={work / 'data' / name}" for domain, name in domains]
+    distuda(
+        "train", *words, *uris, f"out={out}", f"seed={seed}", f"steps={steps}", "resume=true",
+        "evaluation.every_steps=1000000", "checkpoint.every_steps=250", "log_every_steps=50", log=out / "console.log",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in rows if line["kind"] == "evaluation"][-1]
+
+
+FACTS = ("row", "shift", "seed", "teacher_steps", "steps")
+KEPT = (*FACTS, "seconds", "miou", "accuracy", "iou", "entropy", "information_maximisation")
 
 
 class Results:
@@ -122,14 +139,19 @@ class Results:
         self.path, self.lock = path, Lock()
         self.rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
 
-    def has(self, row: str, seed: int, steps: int) -> bool:
-        return any((r["row"], r["seed"], r["steps"]) == (row, seed, steps) for r in self.rows)
+    def has(self, **facts: Any) -> bool:
+        return bool(self.of(**facts))
+
+    def of(self, **facts: Any) -> list[Row]:
+        """The runs with these facts."""
+        return [row for row in self.rows if all(row[name] == value for name, value in facts.items())]
 
     def add(self, row: Row) -> None:
         with self.lock:
             self.rows.append({name: row[name] for name in KEPT if name in row})
             self.path.write_text("[\n" + ",\n".join(json.dumps(r) for r in self.rows) + "\n]\n")
-            print(f"{row['row']} seed {row['seed']} {row['steps']} steps: mIoU {100 * row['miou']:.2f}", flush=True)
+            facts = ", ".join(f"{name} {row[name]}" for name in FACTS if name in row)
+            print(f"{facts}: mIoU {100 * row['miou']:.2f}", flush=True)
 
 
 # The table -----------------------------------------------------------------------------------------------------------
@@ -156,12 +178,18 @@ def markdown(study: Study, rows: list[Row]) -> str:
 
 def _line(study: Study, name: str, runs: list[Row], shares: list[str]) -> str:
     values = [100 * r["miou"] for r in sorted(runs, key=lambda r: r["seed"])]
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    cells = [name.lstrip("~ "), f"{statistics.mean(values):.1f}{spread}", " / ".join(f"{v:.1f}" for v in values)]
+    cells = [name.lstrip("~ "), mean_sd(values), " / ".join(f"{v:.1f}" for v in values)]
     if study.tail:
         cells.append(f"{statistics.mean(100 * (r['iou'][c] or 0) for r in runs for c in study.tail):.1f}")
     cells += [*shares, f"{statistics.mean(r['information_maximisation'] for r in runs):.3f}"]
     return f"| {' | '.join(cells)} |"
+
+
+def mean_sd(values: Sequence[float]) -> str:
+    """Mean and, of several values, standard deviation; nothing of none."""
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def _share(mean: float, floor: float | None, ceiling: float) -> str:

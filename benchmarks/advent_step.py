@@ -48,16 +48,16 @@ def published(method: AdvEnt, source: Batch, target: Batch) -> None:
     weights = (config.lambda_adv, config.lambda_adv_aux)
     _trainable(discriminators, False)
     output_src = student(source.image_BCHW)
-    sum(method.supervise(output_src, source.label_BHW).values()).backward()
+    sum(method.supervise(output_src, method.labelled_view(source)).values()).backward()
     output_tgt = student(target.image_BCHW)
     fooling = [
         weight * losses.domain_bce(discriminator(losses.self_information(logits)), SOURCE)
-        for weight, discriminator, logits in zip(weights, discriminators, output_tgt, strict=True)
+        for weight, discriminator, logits in zip(weights, discriminators, output_tgt[:2], strict=True)
     ]
     sum(fooling).backward()
     _trainable(discriminators, True)
     for output, domain in ((output_src, SOURCE), (output_tgt, TARGET)):
-        for discriminator, logits in zip(discriminators, output, strict=True):
+        for discriminator, logits in zip(discriminators, output[:2], strict=True):  # main and auxiliary
             judged = discriminator(losses.self_information(logits.detach()))
             (0.5 * losses.domain_bce(judged, domain)).backward()
 

@@ -17,18 +17,15 @@ Interrupted, it goes on where it stopped: finished results are kept in --results
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 
 import cv2
 import numpy as np
 import torch
+from accuracy import Results, command_line, distuda, fit, mean_sd
 from torch import Tensor
 
 from distuda import storage
@@ -42,10 +39,10 @@ from distuda.data.transformations import CameraConfig, MisalignmentConfig, camer
 from distuda.draws import fold
 from distuda.engine.run import open_run
 
-HERE = Path(__file__).parent
 SIZE = (240, 320)
 CAMERA = CameraConfig(saturation=0, contrast=0.5, gamma=2, blur=1, noise=0.02)
 DEGREES, ZOOM = 2.0, 0.02
+CROP = "augment.crop=[180,240]"
 DAY = ("--include", "0006R0*", "--include", "0016E5*")
 TRAINED = "recipes/source_only.yaml"
 REGRESSION = [
@@ -80,20 +77,17 @@ def main() -> None:
         ]
         for job in jobs:
             job.result()
-    print(results.markdown())
+    print(markdown(results))
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--camvid", required=True)
-    parser.add_argument("--work", default="runs/feature_regression", help="prepared data and runs")
-    parser.add_argument("--results", default=str(HERE / "feature_regression.json"))
-    parser.add_argument("--rows", nargs="+", default=[row for row in ROWS if row not in ABLATIONS], choices=list(ROWS))
+    main_rows = [row for row in ROWS if row not in ABLATIONS]
+    parser = command_line(
+        __doc__.splitlines()[0], "runs/feature_regression", "feature_regression.json", list(ROWS), main_rows, "camvid"
+    )
     parser.add_argument("--shifts", nargs="+", type=int, default=[0, 4, 8, 16], help="misalignments [pixels]")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--teacher-steps", type=int, default=1500, help="of the network of A")
     parser.add_argument("--steps", type=int, default=500, help="of everything that goes on from it")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at once, one thread each")
     return parser.parse_args()
 
 
@@ -161,52 +155,31 @@ def uri(work: Path, name: str) -> str:
 # Runs ----------------------------------------------------------------------------------------------------------------
 
 
-def distuda(*words: str, log: Path | None = None) -> None:
-    """One command of the project, on one thread."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "distuda", *words]
-    output = log.open("a") if log else None
-    subprocess.run(command, check=True, env=environment, stdout=output, stderr=output, cwd=HERE.parent)
-
-
-def train(work: Path, out: Path, seed: int, steps: int, source: str, target: str, *words: str) -> dict:
-    """One run, resumed if it was interrupted; its last evaluation, on B's val."""
-    out.mkdir(parents=True, exist_ok=True)
-    data = {"source": source, "target": target, "evaluation": "b_val"}
-    uris = [f"{domain}.uri={uri(work, name)}" for domain, name in data.items()]
-    distuda(
-        "train", *words, *uris, "augment.crop=[180,240]", f"out={out}", f"seed={seed}", f"steps={steps}",
-        "resume=true", "evaluation.every_steps=1000000", "checkpoint.every_steps=250", "log_every_steps=50",
-        log=out / "console.log",
-    )  # fmt: skip
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in rows if line["kind"] == "evaluation"][-1]
-
-
 def teacher_folder(work: Path, seed: int, steps: int) -> Path:
     return work / "runs" / f"teacher-{steps}-{seed}"
 
 
-def teacher(work: Path, results: "Results", seed: int, steps: int) -> None:
+def teacher(work: Path, results: Results, seed: int, steps: int) -> None:
     """The network of A and what it is worth on A, on B, and on B with B's batch-norm statistics."""
     out = teacher_folder(work, seed, steps)
     facts = {"shift": 0, "seed": seed, "teacher_steps": steps, "steps": 0}
-    if not (out / "checkpoints").exists() or not results.has({"row": "on B", **facts}):
-        results.add({"row": "on B", **facts, **train(work, out, seed, steps, "a", "b_0", TRAINED)})
+    if not (out / "checkpoints").exists() or not results.has(row="on B", **facts):
+        scores = fit(work, out, seed, steps, ("a", "b_0", "b_val"), TRAINED, CROP)
+        results.add({**scores, "row": "on B", **facts})
     for row, file, words in (
         ("on A", "evaluation-last.json", ("--data", uri(work, "a_val"))),
         ("on B + AdaBN", "evaluation-calibrated.json", ("--calibrate", "64")),
     ):
-        if not results.has({"row": row, **facts}):
+        if not results.has(row=row, **facts):
             distuda("evaluate", str(out), *words, log=out / "console.log")
-            results.add({"row": row, **facts, **json.loads((out / file).read_text())})
+            results.add({**json.loads((out / file).read_text()), "row": row, **facts})
 
 
-def student(work: Path, results: "Results", row: str, shift: int, seed: int, arguments: argparse.Namespace) -> None:
+def student(work: Path, results: Results, row: str, shift: int, seed: int, arguments: argparse.Namespace) -> None:
     """One network for B that starts as the network of A."""
     steps, teacher_steps = arguments.steps, arguments.teacher_steps
     facts = {"row": row, "shift": shift, "seed": seed, "teacher_steps": teacher_steps, "steps": steps}
-    if results.has(facts):
+    if results.has(**facts):
         return
     start = teacher_folder(work, seed, teacher_steps)
     name = row.replace(", ", "-").replace(" ", "_")
@@ -217,50 +190,28 @@ def student(work: Path, results: "Results", row: str, shift: int, seed: int, arg
         write(work, source, pseudo_labelled(uri(work, f"b_{shift}"), str(start)))
     elif row != "fine-tuned":
         words = [*REGRESSION, *ABLATIONS.get(row, ())]
-    scores = train(work, out, seed, steps, source, f"b_{shift}", *words, f"init_from={start}")
-    results.add({**facts, **scores, "steps": steps})
+    data = (source, f"b_{shift}", "b_val")
+    results.add({**fit(work, out, seed, steps, data, *words, CROP, f"init_from={start}"), **facts})
 
 
-KEPT = ("row", "shift", "seed", "teacher_steps", "steps", "miou", "accuracy", "iou", "information_maximisation")
+# The table -----------------------------------------------------------------------------------------------------------
 
 
-class Results:
-    """Finished runs in a JSON file, and the table made of them."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lock = path, Lock()
-        self.rows: list[dict] = json.loads(path.read_text()) if path.exists() else []
-
-    def has(self, facts: dict) -> bool:
-        return any(all(row[name] == value for name, value in facts.items()) for row in self.rows)
-
-    def add(self, row: dict) -> None:
-        with self.lock:
-            self.rows.append({name: row[name] for name in KEPT})
-            self.path.write_text(json.dumps(self.rows, indent=1) + "\n")
-            print(f"{row['row']}, {row['shift']} px, seed {row['seed']}: mIoU {100 * row['miou']:.2f}", flush=True)
-
-    def markdown(self) -> str:
-        """A table for each length of the network of A and of what follows: rows by misalignment."""
-        shifts = sorted({row["shift"] for row in self.rows})
-        lines = []
-        for teacher_steps, steps in sorted({(r["teacher_steps"], r["steps"]) for r in self.rows if r["steps"]}):
-            lines += [f"\n### {teacher_steps} steps on A, then {steps}\n"]
-            lines += [f"| mIoU on B's val | {' | '.join(f'{shift} px' for shift in shifts)} |"]
-            lines += ["| --- " * (len(shifts) + 1) + "|"]
-            for name in ROWS:
-                cells = [self._cell(name, shift, teacher_steps, steps) for shift in shifts]
-                if any(cells):
-                    lines.append(f"| {name} | {' | '.join(cells)} |")
-        return "\n".join(lines)
-
-    def _cell(self, name: str, shift: int, teacher_steps: int, steps: int) -> str:
-        facts = (name, shift, teacher_steps, 0 if name in FROM_TEACHER else steps)
-        keys = ("row", "shift", "teacher_steps", "steps")
-        values = [100 * r["miou"] for r in self.rows if tuple(r[key] for key in keys) == facts]
-        if len(values) < 2:
-            return f"{values[0]:.1f}" if values else ""
-        return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+def markdown(results: Results) -> str:
+    """A table for each length of the network of A and of what follows: rows by misalignment."""
+    shifts = sorted({row["shift"] for row in results.rows})
+    lines = []
+    for teacher_steps, steps in sorted({(r["teacher_steps"], r["steps"]) for r in results.rows if r["steps"]}):
+        lines += [f"\n### {teacher_steps} steps on A, then {steps}\n"]
+        lines += [f"| mIoU on B's val | {' | '.join(f'{shift} px' for shift in shifts)} |"]
+        lines += ["| --- " * (len(shifts) + 1) + "|"]
+        for name in ROWS:
+            facts = {"row": name, "teacher_steps": teacher_steps, "steps": 0 if name in FROM_TEACHER else steps}
+            runs = [results.of(shift=shift, **facts) for shift in shifts]
+            if any(runs):
+                cells = [mean_sd([100 * run["miou"] for run in found]) for found in runs]
+                lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

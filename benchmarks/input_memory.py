@@ -62,7 +62,7 @@ def case(uri: str, reader: str, factor: str, images: int) -> dict[str, Any]:
     if reader == "Ray Data":
         from distuda.data.stream import stream_batches as open_stream
     order = Order(data.rows_per_group, seed=0, domain="source")
-    batches = open_stream(data, order, batch_size=8, size=None, region=(240, 320), labels=True)
+    batches = open_stream(data, order, batch_size=8, size=None, region=(240, 320), columns=("label",))
     done, samples = threading.Event(), []
     watcher = threading.Thread(target=watch, args=(done, samples), daemon=True)
     watcher.start()

@@ -89,7 +89,11 @@ def decode(number: int, image: bytes, label: bytes) -> tuple[Any, Any, int]:
 
 def batch_of(items: list[tuple[Any, Any, int]]) -> Any:
     """The same batch as Distuda's."""
-    return collate([(image, label) for image, label, _ in items], [n for *_, n in items], [str(n) for *_, n in items])
+    return collate(
+        [{"image": image, "label": label} for image, label, _ in items],
+        [n for *_, n in items],
+        [str(n) for *_, n in items],
+    )
 
 
 def measure(start: Callable[[], Batches], count: int) -> dict[str, float]:
@@ -150,7 +154,7 @@ def distuda_shards(rows: Rows, folder: Path) -> str:
 def ours(uri: str, open_stream: Callable[..., Batches]) -> Batches:
     data = open_dataset(uri)
     order = Order(data.rows_per_group, seed=0, domain="source")
-    return open_stream(data, order, batch_size=BATCH, size=None, region=CROP, labels=True)
+    return open_stream(data, order, batch_size=BATCH, size=None, region=CROP, columns=("label",))
 
 
 def on_ray(uri: str) -> Batches:

@@ -128,7 +128,8 @@ def train(
     ] = False,
 ) -> None:
     """Train as a recipe says; without one, self-training from streets by day to streets at dusk."""
-    from distuda.phases import load_phases, train_phases
+    from distuda.phases import train_phases
+    from distuda.plan import load_phases
 
     path, overrides = _split(words or [])
     folder = train_phases(load_phases(path, overrides))
@@ -147,10 +148,17 @@ def evaluate(
         int, typer.Option(help="set batch-norm statistics from so many target images first (AdaBN)")
     ] = 0,
 ) -> None:
-    """Score a run: mIoU over the whole set at label size, class by class."""
+    """Score a run, or the labels of a relabel phase: mIoU over the whole set at label size, class by class."""
     from distuda.engine.scoring import score_run
+    from distuda.relabel.job import holds_labels
+    from distuda.relabel.score import score_labels
     from distuda.report.tables import scores
 
+    if holds_labels(run):
+        if data is None:
+            raise UserError(f"{run!r} holds labels. Name the same samples with their true labels: --data URI.")
+        console.print(scores(score_labels(run, data)))
+        return
     console.print(scores(score_run(run, data=data, which=checkpoint, ensemble=ensemble or (), calibrate=calibrate)))
 
 

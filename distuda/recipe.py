@@ -6,10 +6,10 @@ one `UserError` that gives the field's path, what was given, what is allowed and
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,6 +20,7 @@ from distuda import storage
 from distuda.data.augment import GeometryConfig, PhotometryConfig
 from distuda.errors import UserError, nearest
 from distuda.methods import METHODS, MethodConfig
+from distuda.relabel import RELABELS, RelabelConfig
 
 DEFAULT_METHOD = "self_training"
 
@@ -35,7 +36,11 @@ class Section(BaseModel):
 class Domain(Section):
     """Where one domain's samples come from and how they are ordered."""
 
-    uri: str = Field(description="prepared shards: a folder, an fsspec URI, or streets://STYLE")
+    uri: str | None = Field(description="prepared shards: a folder, an fsspec URI, or streets://STYLE")
+    columns: list[str] = Field(
+        [],
+        description="relabel phases, or their folders, whose columns stand beside the shards; the later counts",
+    )
     size: Size | None = Field(None, description="height and width every image is resized to, none = native [pixels]")
     window: int = Field(4, ge=1, description="row groups shuffled together; memory grows with it [row groups]")
     max_bad_share: float = Field(
@@ -63,8 +68,9 @@ class Source(Domain):
 class Target(Domain):
     """The domain the model must work in; its labels, if any, are not used for training."""
 
-    uri: str = Field(
-        "streets://dusk", description="unlabelled prepared shards: a folder, an fsspec URI, or streets://STYLE"
+    uri: str | None = Field(
+        "streets://dusk",
+        description="unlabelled prepared shards: a folder, an fsspec URI, or streets://STYLE; none = no target",
     )
 
 
@@ -153,9 +159,16 @@ class CheckpointConfig(Section):
 
 if TYPE_CHECKING:
     AnyMethod = MethodConfig
-else:  # built from the visible dict, so a new method needs no edit here
-    _CONFIGS = reduce(or_, (method.Config for method in METHODS.values()))
-    AnyMethod = Annotated[_CONFIGS, Field(discriminator="name")]
+    AnyRelabel = RelabelConfig
+else:  # built from the visible dicts, so a new method or relabel phase needs no edit here
+
+    def _one_of(kinds: Iterable[Any]) -> Any:
+        return Annotated[reduce(or_, (kind.Config for kind in kinds)), Field(discriminator="name")]
+
+    AnyMethod, AnyRelabel = _one_of(METHODS.values()), _one_of(RELABELS.values())
+
+_CHOICES: dict[str, tuple[Any, str]] = {"method": (METHODS, "method"), "relabel": (RELABELS, "relabel phase")}
+"""Fields whose section depends on its ``name``: what there is to choose from, and what one is called."""
 
 
 class Recipe(Section):
@@ -187,6 +200,23 @@ class Recipe(Section):
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
 
 
+class RelabelRecipe(Section):
+    """What a relabel phase needs: whose samples it looks at, with which network, and what it writes beside them."""
+
+    out: str | None = Field(None, description="folder of the columns, any fsspec URI")
+    resume: bool = Field(False, description="go on with the row groups that are missing in `out`")
+    init_from: str | None = Field(None, description="run folder whose final network is used")
+    workers: int = Field(0, ge=0, description="Ray actors; 0 = in this process without Ray")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network computes")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="of the network's arithmetic")
+    source: Source = Field(default_factory=lambda: Source(), description="the labelled, or tagged, domain")
+    target: Target = Field(default_factory=lambda: Target(), description="the unlabelled domain")
+    relabel: AnyRelabel = Field(description="what is written")
+
+
+Kind = TypeVar("Kind", Recipe, RelabelRecipe)
+
+
 def load_recipe(path: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """A checked recipe from an optional YAML file or URI and dotted overrides such as ``optimizer.lr=1e-4``.
 
@@ -216,11 +246,15 @@ def read_config(path: str | None) -> DictConfig:
 
 def build_recipe(config: DictConfig, overrides: Sequence[str] = ()) -> Recipe:
     """A checked recipe from a mapping of fields and dotted overrides; raises `UserError` as `load_recipe`."""
+    return parse_recipe(plain_values(config, overrides))
+
+
+def plain_values(config: DictConfig, overrides: Sequence[str] = ()) -> Any:
+    """A mapping of fields with dotted overrides over it, interpolations resolved, as plain types."""
     try:
-        values = OmegaConf.to_container(_merge(config, overrides), resolve=True)
+        return OmegaConf.to_container(_merge(config, overrides), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"cannot read recipe {' '.join(overrides)}: {error}") from error
-    return parse_recipe(values)
 
 
 def _merge(config: Any, overrides: Sequence[str]) -> Any:
@@ -229,25 +263,35 @@ def _merge(config: Any, overrides: Sequence[str]) -> Any:
     for word in overrides:
         if "=" not in word:
             raise UserError(f"override {word!r} has no '='. Write it as field=value, for example steps=500.")
-        if re.fullmatch(r"method=\w+", word):
-            config.pop("method", None)
+        if match := re.fullmatch(r"(method|relabel)=\w+", word):
+            config.pop(match[1], None)
             word = word.replace("=", ".name=")
         words.append(word)
-    if isinstance(config.get("method"), str):  # `method: advent` is short for its name
-        config.method = {"name": config.method}
+    for choice in _CHOICES:
+        if isinstance(config.get(choice), str):  # `method: advent` is short for its name
+            config[choice] = {"name": config[choice]}
     return OmegaConf.merge(config, OmegaConf.from_dotlist(words))
 
 
 def parse_recipe(values: Any) -> Recipe:
     """A checked recipe from plain values. Raises `UserError` listing every mistake."""
-    if isinstance(values, dict):
-        values = _with_nones(values, Recipe)
     if isinstance(values, dict) and isinstance(values.get("method"), dict):
         values = {**values, "method": {"name": DEFAULT_METHOD, **values["method"]}}
+    return _parse(values, Recipe)
+
+
+def parse_relabel(values: Any) -> RelabelRecipe:
+    """A checked recipe of a relabel phase from plain values. Raises `UserError` listing every mistake."""
+    return _parse(values, RelabelRecipe)
+
+
+def _parse(values: Any, kind: type[Kind]) -> Kind:
+    if isinstance(values, dict):
+        values = _with_nones(values, kind)
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(dict(item), values) for item in error.errors())) from None
+        raise UserError("\n".join(_explain(dict(item), values, kind) for item in error.errors())) from None
 
 
 def _with_nones(values: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
@@ -262,29 +306,29 @@ def _with_nones(values: dict[str, Any], section: type[BaseModel]) -> dict[str, A
     return done
 
 
-def _explain(error: dict[str, Any], values: Any) -> str:
+def _explain(error: dict[str, Any], values: Any, kind: type[BaseModel]) -> str:
     """One mistake as: path, what was given, what is allowed, nearest name."""
     location = [str(part) for part in error["loc"]]
-    if location[:1] == ["method"]:
-        location[1:2] = []  # pydantic puts the method's name there
+    if location[0] in _CHOICES:
+        location[1:2] = []  # pydantic puts the chosen name there
     path = ".".join(location)
     if error["type"] == "extra_forbidden":
-        names = _names_at(location[:-1], values)
+        names = _names_at(location[:-1], values, kind)
         hint = nearest(location[-1], names)
         return f"unknown field {path!r}{hint}. Fields there: {', '.join(names)}."
     if error["type"] == "union_tag_invalid":
-        given = error["ctx"]["tag"]
-        return f"method.name={given!r} is not a method{nearest(given, METHODS)}. Allowed: {', '.join(METHODS)}."
+        given, (choices, noun) = error["ctx"]["tag"], _CHOICES[path]
+        return f"{path}.name={given!r} is not a {noun}{nearest(given, choices)}. Allowed: {', '.join(choices)}."
     given = error["input"]
     hint = ""
     if error["type"] == "literal_error" and isinstance(given, str):
         hint = nearest(given, [word.strip("' ") for word in error["ctx"]["expected"].replace(" or ", ",").split(",")])
     allowed = error["msg"].replace("Input should be", "should be")
-    return f"{path}={given!r} is not valid{hint}: {allowed}. {_description(location, values)}".rstrip()
+    return f"{path}={given!r} is not valid{hint}: {allowed}. {_description(location, values, kind)}".rstrip()
 
 
-def _names_at(location: list[str], values: Any) -> list[str]:
-    section: Any = Recipe
+def _names_at(location: list[str], values: Any, kind: type[BaseModel]) -> list[str]:
+    section: Any = kind
     for part in location:
         section = _section_of(section, part, values)
         if section is None:
@@ -294,17 +338,17 @@ def _names_at(location: list[str], values: Any) -> list[str]:
 
 def _section_of(section: type[BaseModel], name: str, values: Any = None) -> Any:
     """The model class behind a field, or None for a plain value."""
-    if section is Recipe and name == "method":
-        given = values.get("method") if isinstance(values, dict) else None
-        method = METHODS.get(given.get("name", DEFAULT_METHOD)) if isinstance(given, dict) else None
-        return method.Config if method else None
+    if section in (Recipe, RelabelRecipe) and name in _CHOICES:
+        given = values.get(name) if isinstance(values, dict) else None
+        chosen = _CHOICES[name][0].get(given.get("name", DEFAULT_METHOD)) if isinstance(given, dict) else None
+        return chosen.Config if chosen else None
     field = section.model_fields.get(name)
     kinds = [field.annotation, *get_args(field.annotation)] if field else []  # a section, or one that may be none
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
-def _description(location: list[str], values: Any) -> str:
-    section: Any = Recipe
+def _description(location: list[str], values: Any, kind: type[BaseModel]) -> str:
+    section: Any = kind
     for part in location[:-1]:
         section = _section_of(section, part, values)
         if section is None:
@@ -316,9 +360,10 @@ def _description(location: list[str], values: Any) -> str:
 def fields() -> Iterator[tuple[str, str, str, str]]:
     """Every field as (path, type, default, description with unit), for `distuda train --help`."""
     yield from _walk(Recipe, "")
-    for name, method in METHODS.items():
-        rows = _walk(method.Config, f"method[{name}].")
-        yield from (row for row in rows if not row[0].endswith("].name"))
+    for choice, (kinds, _) in _CHOICES.items():
+        for name, kind in kinds.items():
+            rows = _walk(kind.Config, f"{choice}[{name}].")
+            yield from (row for row in rows if not row[0].endswith("].name"))
 
 
 def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
@@ -361,7 +406,8 @@ _FREE_ON_RESUME = {"out", "resume", "workers", "device", "log_every_steps", "ten
 
 def changes(saved_yaml: str, recipe: Recipe) -> list[str]:
     """What a resumed recipe changes of the saved one, as ``field: old -> new``; empty when it may go on."""
-    old = _flat(OmegaConf.to_container(OmegaConf.create(saved_yaml)))
+    # parsed, so that a field that is newer than the run counts with its default
+    old = _flat(parse_recipe(OmegaConf.to_container(OmegaConf.create(saved_yaml))).model_dump(mode="json"))
     new = _flat(recipe.model_dump(mode="json"))
     names = [name for name in {**old, **new} if name.split(".")[0] not in _FREE_ON_RESUME]
     return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]

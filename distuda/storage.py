@@ -108,6 +108,7 @@ class _Ranges(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from here on by one ranged request; gives the number of bytes, 0 at the end."""
         end = min(self._at + len(buffer), self._size)
         if end <= self._at:
             return 0

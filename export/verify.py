@@ -343,7 +343,7 @@ def export_run(
 def _images_of(run: Run, num_images: int) -> tuple[Images, Labels | None]:
     """The first images of the run's evaluation or target set at native size; labels of the evaluation set alone."""
     uri = run.recipe.evaluation.uri
-    dataset = open_dataset(uri or run.recipe.target.uri)
+    dataset = open_dataset(uri or run.recipe.target.uri or run.recipe.source.uri)
     batches = list(islice(iterate_once(dataset), num_images))
     images = [np.ascontiguousarray(batch.image_BCHW[0].permute(1, 2, 0).numpy()) for batch in batches]
     if uri is None or not dataset.labelled:
@@ -354,7 +354,7 @@ def _images_of(run: Run, num_images: int) -> tuple[Images, Labels | None]:
 def _origin(run: Run, which: str, licence: str | None) -> dict[str, str]:
     """Where a file comes from, as metadata properties."""
     recipe = run.recipe
-    source, target = _public(recipe.source.uri), _public(recipe.target.uri)
+    source, target = _public(recipe.source.uri), _public(recipe.target.uri or "none")
     provenance: dict[str, Any] = {
         "run": _public(run.uri),
         "checkpoint": which,

@@ -38,6 +38,11 @@ SETTINGS: dict[str, list[str]] = {
         *REGRESSION, "method.layers=[0,-1]", "method.layer_weights=[0.5,1]", "method.distance=cosine", *DEEPLAB,
     ],
     "feature_regression_first": [*REGRESSION, "method.layers=[0]", "method.distance=l1"],
+    "classify": ["method.name=classify"],
+    "classify_bce": ["method.name=classify", "method.loss=bce", *DEEPLAB, "model.multi_level=false"],
+    "psl": ["method.name=psl"],
+    "psl_tags": ["method.name=psl", "method.confidence=tags", "method.threshold=0.5"],
+    "psl_masks_alone": ["method.name=psl", "method.prohibit=false"],
     "self_training": [*SURE],
     "self_training_pixel": [*SURE, "method.weighting=pixel"],
     "self_training_masked": [*SURE, "method.lambda_mask=1", "method.mask_block=8"],
@@ -82,10 +87,13 @@ def tiny_pictures(count: int, seed: int, size: tuple[int, int] = (40, 56)) -> tu
 
 
 def tiny_batch(count: int, seed: int, domain: str = "source") -> Batch:
-    """A raw labelled batch as a reader gives it: uint8 images of 40x56 pixels."""
+    """A raw labelled batch as a reader gives it: uint8 images of 40x56 pixels, tags, lamps mined."""
     images, labels = tiny_pictures(count, seed)
     seeds = torch.tensor([sample_seed(seed, domain, position) for position in range(count)])
-    return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels).long(), seeds)
+    batch = Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels).long(), seeds)
+    batch.tags_BC = torch.from_numpy(np.stack([np.isin(np.arange(4), label) for label in labels]))
+    batch.mined_BHW = torch.from_numpy(np.where(labels == 3, 3, 255)).long()
+    return batch
 
 
 def tiny_samples(count: int, seed: int, *, labelled: bool = True, size: tuple[int, int] = (40, 56)) -> list[Sample]:

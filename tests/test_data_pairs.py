@@ -117,10 +117,10 @@ def test_no_partner_at_all_is_refused(two: tuple[str, str], tmp_path: Path) -> N
 
 def test_pairs_come_in_step_with_their_images(data: Dataset) -> None:
     for region in (None, (6, 8)):
-        for batch in islice(read_batches(data, order(data), batch_size=3, size=None, region=region, labels=False,
-                                         pairs=True), 6):  # fmt: skip
+        for batch in islice(read_batches(data, order(data), batch_size=3, size=None, region=region,
+                                         columns=("pair",)), 6):  # fmt: skip
             assert batch.pair_BCHW is not None and torch.equal(batch.pair_BCHW, 255 - batch.image_BCHW)
-    batch = next(read_batches(data, order(data), batch_size=3, size=None, region=None, labels=False))
+    batch = next(read_batches(data, order(data), batch_size=3, size=None, region=None, columns=()))
     assert batch.pair_BCHW is None
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_pair_is_a_bad_sample() -> None:
 
 def test_both_readers_give_the_same_pairs(data: Dataset) -> None:
     stream = pytest.importorskip("distuda.data.stream")
-    options = {"batch_size": 3, "size": (10, 14), "region": (6, 8), "labels": False, "pairs": True}
+    options = {"batch_size": 3, "size": (10, 14), "region": (6, 8), "columns": ("pair",)}
     streamed = stream.stream_batches(data, order(data), **options)
     for a, b in islice(zip(streamed, read_batches(data, order(data), **options), strict=False), 5):  # type: ignore[arg-type]
         assert a.keys == b.keys and a.pair_BCHW is not None and torch.equal(a.pair_BCHW, b.pair_BCHW)
@@ -156,7 +156,7 @@ def test_where_some_have_no_pair_the_others_are_drawn(tmp_path: Path) -> None:
     data = open_dataset(str(tmp_path / "set"))
     assert data.paired and data.manifest.num_pairs == 6
     turns = order(data, weights=data.pair_weights())
-    batches = read_batches(data, turns, batch_size=2, size=None, region=None, labels=False, pairs=True)
+    batches = read_batches(data, turns, batch_size=2, size=None, region=None, columns=("pair",))
     keys = [key for batch in islice(batches, 30) for key in batch.keys]
     assert set(keys) == {f"clip/{i:04d}" for i in (1, 2, 5, 6, 7, 8)}
 
@@ -172,10 +172,10 @@ def test_a_set_from_before_there_were_pairs_is_read(tmp_path: Path, monkeypatch:
     assert Manifest.from_json(old) == manifest
     data = open_dataset(str(tmp_path / "set"))
     assert not data.paired
-    batch = next(read_batches(data, order(data), batch_size=3, size=None, region=None, labels=True))
+    batch = next(read_batches(data, order(data), batch_size=3, size=None, region=None, columns=("label",)))
     assert batch.image_BCHW.shape == (3, 3, 12, 16)
     with pytest.raises(UserError, match="has no pairs"):
-        next(read_batches(data, order(data), batch_size=3, size=None, region=None, labels=True, pairs=True))
+        next(read_batches(data, order(data), batch_size=3, size=None, region=None, columns=("label", "pair")))
 
 
 def test_the_schema_ends_with_the_pair() -> None:

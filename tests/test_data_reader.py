@@ -30,7 +30,7 @@ def order(data: Dataset, **options: object) -> Order:
 
 
 def test_batches_follow_the_order_and_hold_the_pictures(data: Dataset) -> None:
-    batches = read_batches(data, order(data), batch_size=4, size=None, region=None, labels=True)
+    batches = read_batches(data, order(data), batch_size=4, size=None, region=None, columns=("label",))
     windows = order(data).windows()
     ids = np.concatenate([next(windows).ids for _ in range(4)]).tolist()
     seeds = [int(s) for _ in range(1) for s in next(order(data).windows()).seeds]
@@ -49,7 +49,7 @@ def test_batches_follow_the_order_and_hold_the_pictures(data: Dataset) -> None:
 
 
 def test_an_interrupted_reader_goes_on_with_the_same_pixels(data: Dataset) -> None:
-    options = {"batch_size": 3, "size": (10, 14), "region": (6, 8), "labels": True}
+    options = {"batch_size": 3, "size": (10, 14), "region": (6, 8), "columns": ("label",)}
     whole = read_batches(data, order(data), **options)  # type: ignore[arg-type]
     for _ in range(5):
         next(whole)
@@ -61,7 +61,7 @@ def test_an_interrupted_reader_goes_on_with_the_same_pixels(data: Dataset) -> No
 
 
 def test_closing_the_iterator_stops_its_threads(data: Dataset) -> None:
-    batches = read_batches(data, order(data), batch_size=2, size=None, region=None, labels=False)
+    batches = read_batches(data, order(data), batch_size=2, size=None, region=None, columns=())
     assert next(batches).label_BHW is None
     assert any(t.name.startswith("distuda-data") for t in threading.enumerate())
     batches.close()  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ def test_labels_that_are_missing_are_named(tmp_path: Path) -> None:
     write_shards(samples(3, labelled=False), str(tmp_path / "set"), TABLE)
     bare = open_dataset(str(tmp_path / "set"))
     with pytest.raises(UserError, match="has no labels"):
-        next(read_batches(bare, order(bare), batch_size=1, size=None, region=None, labels=True))
+        next(read_batches(bare, order(bare), batch_size=1, size=None, region=None, columns=("label",)))
 
 
 def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
     write_shards(made, str(tmp_path / "set"), TABLE)
     mixed = open_dataset(str(tmp_path / "set"))
     with pytest.raises(UserError, match="differ in size"):
-        next(read_batches(mixed, order(mixed), batch_size=2, size=None, region=None, labels=False))
-    batch = next(read_batches(mixed, order(mixed), batch_size=2, size=None, region=(11, 10), labels=False))
+        next(read_batches(mixed, order(mixed), batch_size=2, size=None, region=None, columns=()))
+    batch = next(read_batches(mixed, order(mixed), batch_size=2, size=None, region=(11, 10), columns=()))
     assert batch.image_BCHW.shape == (2, 3, 11, 10)
 
 

@@ -23,7 +23,7 @@ ray = pytest.importorskip("ray")
 from distuda.data import stream  # noqa: E402 (needs Ray)
 from distuda.data.batch import Batch  # noqa: E402
 
-OPTIONS = {"batch_size": 3, "size": (10, 14), "region": (6, 8), "labels": True}
+OPTIONS = {"batch_size": 3, "size": (10, 14), "region": (6, 8), "columns": ("label",)}
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_parallel_prepare_equals_the_plain_one(tmp_path: Path) -> None:
 def test_two_workers_become_three_in_mid_epoch_and_every_sample_comes_once(tmp_path: Path) -> None:
     write_shards(samples(60), str(tmp_path / "set"), TABLE, row_group_bytes=4000)
     data = open_dataset(str(tmp_path / "set"))
-    options = {"batch_size": 2, "size": None, "region": (6, 8), "labels": True}
+    options = {"batch_size": 2, "size": None, "region": (6, 8), "columns": ("label",)}
 
     def served(world: int, batches: int, history: object = ()) -> list[str]:
         keys = []

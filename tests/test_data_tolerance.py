@@ -16,7 +16,7 @@ from distuda.data.shards import write_shards
 from distuda.data.tolerance import Tolerance
 from distuda.errors import UserError
 
-OPTIONS = {"batch_size": 4, "size": None, "region": (8, 8), "labels": True}
+OPTIONS = {"batch_size": 4, "size": None, "region": (8, 8), "columns": ("label",)}
 
 
 def _with_damage(bad: set[int], count: int = 20) -> Iterator[Sample]:

@@ -166,7 +166,7 @@ def test_without_a_folder_one_is_chosen() -> None:
 
 
 def test_an_oracle_without_target_labels_is_refused(domains: list[str]) -> None:
-    with pytest.raises(UserError, match="use_target_labels"):
+    with pytest.raises(UserError, match="looks at 'label' of the target"):
         open_data(tiny_recipe(*domains, "method.use_target_labels=true"))
 
 

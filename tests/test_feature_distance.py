@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from settings import SETTINGS, TABLE, tiny_batch, tiny_method, tiny_recipe
+from settings import DEEPLAB, SETTINGS, TABLE, tiny_batch, tiny_method, tiny_recipe
 
 from distuda.data.augment import geometry
 from distuda.errors import UserError
@@ -58,6 +58,20 @@ def test_its_slope_is_finite_at_the_start_and_the_reference_stays() -> None:
     method(*(geometry(tiny_batch(2, i), recipe.augment) for i in (1, 2))).total().backward()
     assert all(p.grad is None for p in method.distance.reference.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, method.distance.reference.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("words", [[], DEEPLAB, ["model.name=deeplabv2_vgg16"], ["model.name=mit_b0"]])
+def test_the_reference_is_the_trunk_alone(words: list[str]) -> None:
+    student = build_model(tiny_recipe(*words, "model.weights=none").model, 4, 0).eval()
+    reference, image = FeatureDistance(student, (1,), 0.75).eval().reference, torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for kept, whole in zip(reference.encode(image), student.encode(image), strict=True):
+            torch.testing.assert_close(kept, whole)
+    heads = {id(p) for p in student.head_parameters()}
+    assert heads and [n for n, _ in reference.named_parameters()] == [
+        name for name, p in student.named_parameters() if id(p) not in heads
+    ]
+    assert not any("head" in name or "decoder" in name for name in reference.state_dict())
 
 
 def test_a_table_without_things_is_refused() -> None:

@@ -1,6 +1,7 @@
 """What every method must keep: finite losses, no idle parameter, ranks that add up, and the papers' own orders."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from settings import SETTINGS, TABLE, tiny_batch, tiny_method, tiny_recipe
-from torch import Tensor
+from torch import Tensor, nn
 
 from distuda.data.augment import geometry
 from distuda.data.batch import Batch
@@ -104,13 +105,24 @@ def frozen_words(name: str) -> list[str]:
     return ["model.batch_norm=frozen", "optimizer.name=sgd", f"optimizer.lr={lr}", "optimizer.clip_norm=10", *weights]
 
 
+def smooth(method: Method) -> Method:
+    """Rectifiers without their kink: a unit within rounding of 0 would have its whole slope on one side only."""
+    for module in list(method.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU | nn.LeakyReLU):
+                setattr(module, name, nn.SiLU())
+    return method
+
+
 def trained_state(name: str, pick: slice) -> dict[str, Tensor]:
     """Parameters after a few steps on a part of the same four samples a domain."""
-    method, step = step_of(name, *frozen_words(name))
+    recipe = tiny_recipe(*SETTINGS[name], *frozen_words(name))
+    method = smooth(tiny_method(recipe))
+    step = Step(method, recipe, CPU)
     for number in range(STEPS):
         batches = [tiny_batch(4, 10 * number + i, domain) for i, domain in enumerate(("source", "target"))]
         batches[0].label_BHW[0, :, 20:] = 255  # ranks hold different numbers of labelled pixels
-        step(*(Batch(b.image_BCHW[pick], b.label_BHW[pick], b.seed_B[pick]) for b in batches))
+        step(*(replace(b, **{name: x[pick] for name, x in vars(b).items() if isinstance(x, Tensor)}) for b in batches))
     return {key: value.detach() for key, value in method.named_parameters()}
 
 
@@ -144,7 +156,7 @@ def test_two_ranks_equal_one_with_the_double_batch(name: str, two_ranks: list[di
         mine, other = (state[name][key] for state in two_ranks)
         assert torch.equal(mine, other), key
         moved = (value - start[key]).norm()
-        assert (mine - value).norm() <= 1e-5 * value.norm() + 1e-3 * moved + 1e-7, key  # some start at 0
+        assert (mine - value).norm() <= 1e-5 * value.norm() + 1e-7, key
         assert (mine - value).norm() <= 0.01 * moved + 1e-7 * (1 + value.norm()), key
 
 

@@ -1,6 +1,7 @@
 """Backbones of the transformers library as encoders; everything is built here, nothing is downloaded."""
 
 import builtins
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,41 @@ def test_weights_are_those_of_the_folder(folders: dict[str, str]) -> None:
         torch.testing.assert_close(model.encoder(image)[3], deepest, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(bare.encoder(image)[3], deepest, atol=1e-2)
     bare.load_state_dict(model.state_dict())  # a run opened again is built without weights
+
+
+PREPROCESSORS = {
+    '{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.1, 0.3]}': ([0.5, 0.4, 0.3], [0.2, 0.1, 0.3]),
+    '{"do_normalize": false, "image_mean": [0.5, 0.4, 0.3]}': ([0.0] * 3, [1.0] * 3),
+    '{"size": 224}': ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+}
+
+
+@pytest.mark.parametrize("text", PREPROCESSORS)
+@pytest.mark.parametrize("weights", ["none", "imagenet"])
+def test_normalised_as_the_backbone_was_trained(
+    folders: dict[str, str], tmp_path: Path, text: str, weights: str
+) -> None:
+    folder = shutil.copytree(folders["convnext"], tmp_path / "model")
+    image = torch.rand(1, 3, 64, 64)
+    usual = built(str(folder), weights)
+    (folder / "preprocessor_config.json").write_text(text)
+    model = built(str(folder), weights)
+    model.load_state_dict(usual.state_dict())
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in PREPROCESSORS[text])
+    normalised = (image - mean) / std
+    torch.testing.assert_close(model.normalise(image), normalised)
+    as_usual = usual.normalise.mean + usual.normalise.std * normalised  # the same for the usual network
+    torch.testing.assert_close(model(image).main, usual(as_usual).main, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"image_mean": 0.5}', '{"image_std": [1, 1]}', '{"image_std": [1, 0, 1]}']
+)
+def test_unusable_preprocessors_are_refused(folders: dict[str, str], tmp_path: Path, text: str) -> None:
+    folder = shutil.copytree(folders["convnext"], tmp_path / "model")
+    (folder / "preprocessor_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"preprocessor_config\.json of model\.backbone=.* cannot be used"):
+        built(str(folder))
 
 
 def last_but_one(published: Any, image: Tensor) -> Tensor:

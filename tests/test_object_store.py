@@ -33,7 +33,7 @@ from distuda.engine.run import open_run, read_rows
 from distuda.errors import UserError
 
 CONTENT = bytes(range(256)) * 2000
-OPTIONS = {"batch_size": 3, "size": (10, 14), "region": (6, 8), "labels": True}
+OPTIONS = {"batch_size": 3, "size": (10, 14), "region": (6, 8), "columns": ("label",)}
 
 
 @pytest.fixture

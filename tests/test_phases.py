@@ -10,7 +10,8 @@ from settings import TINY
 from distuda.cli import main
 from distuda.engine.run import open_run, read_rows
 from distuda.errors import UserError
-from distuda.phases import PHASES, Phase, load_phases, phase_folders, to_yaml, train_phases
+from distuda.phases import train_phases
+from distuda.plan import PHASES, Phase, load_phases, phase_folders, to_yaml
 from distuda.recipe import load_recipe
 
 TWO = """

@@ -9,7 +9,7 @@ from distuda.errors import UserError
 from distuda.methods import METHODS
 from distuda.methods.advent import AdvEnt
 from distuda.methods.self_training import TeachingConfig
-from distuda.phases import load_phases
+from distuda.plan import load_phases
 from distuda.recipe import Recipe, changes, fields, load_recipe, parse_recipe, to_yaml
 
 

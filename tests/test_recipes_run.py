@@ -7,7 +7,7 @@ from settings import RECIPES
 
 from distuda.engine.loop import fit, settle
 from distuda.engine.run import read_rows
-from distuda.phases import load_phases
+from distuda.plan import load_phases
 
 # Size, weights and length are cut down; model, method, optimiser, views and normalisation stay the recipe's own.
 CUT_DOWN = [

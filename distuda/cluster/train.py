@@ -13,7 +13,6 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,8 +154,7 @@ def _open_stream(dataset: Dataset, order: Order, **options: Any) -> Iterator[Bat
     """`stream_batches`, with paths made absolute: Ray's reading tasks do not live where the user is."""
     from distuda.data.stream import stream_batches
 
-    uri = storage.filesystem(dataset.uri)[1] if storage.is_local(dataset.uri) else dataset.uri
-    return stream_batches(replace(dataset, uri=uri), order, **options)
+    return stream_batches(dataset.absolute(), order, **options)
 
 
 def _device(recipe: Recipe, local_rank: int) -> torch.device:

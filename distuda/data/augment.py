@@ -7,6 +7,7 @@ Shape legend: B samples, C channels, H and W pixels.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +76,7 @@ class RareClassFocus:
 
 
 def geometry(batch: Batch, config: GeometryConfig, focus: RareClassFocus | None = None) -> Batch:
-    """uint8 windows -> float32 RGB crops in [0, 1] with labels and pairs; same place in all.
+    """uint8 windows -> float32 RGB crops in [0, 1] with labels, mined regions and pairs; same place in all.
 
     One bilinear resampling does zoom, position and flip together; labels take the nearest pixel, and what lies
     outside the window is black and ignored. With a ``focus`` crops are drawn until they show a rare class.
@@ -95,6 +96,7 @@ def geometry(batch: Batch, config: GeometryConfig, focus: RareClassFocus | None 
         image_BCHW=_sample_pixels(image, grid),
         label_BHW=_sample_labels(batch.label_BHW, grid),
         pair_BCHW=None if pair is None else _sample_pixels(pair, grid),
+        mined_BHW=_sample_labels(batch.mined_BHW, grid),
     )
 
 
@@ -106,7 +108,8 @@ def _flip_only(batch: Batch, probability: float) -> Batch:
 
     image = turned(batch.image_BCHW)
     assert image is not None
-    return replace(batch, image_BCHW=image, label_BHW=turned(batch.label_BHW), pair_BCHW=turned(batch.pair_BCHW))
+    others: dict[str, Any] = {name: turned(getattr(batch, name)) for name in ("label_BHW", "pair_BCHW", "mined_BHW")}
+    return replace(batch, image_BCHW=image, **others)
 
 
 def _like(mask_B: Tensor, picture: Tensor) -> Tensor:
@@ -196,14 +199,15 @@ def _photometry(image_BCHW: Tensor, seed_B: Tensor, config: PhotometryConfig, na
 
 _LUMA = (0.299, 0.587, 0.114)
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+_FROM_YIQ = torch.linalg.inv(torch.tensor(_TO_YIQ, dtype=torch.float64)).tolist()
 
 
 def colour_matrix(brightness_B: Tensor, saturation_B: Tensor, angle_B: Tensor) -> Tensor:
     """RGB -> RGB map (B, 3, 3): hue as a rotation of the chroma plane of YIQ [radians], saturation as its length."""
-    to_yiq = brightness_B.new_tensor(_TO_YIQ)
+    to_yiq, from_yiq = brightness_B.new_tensor(_TO_YIQ), brightness_B.new_tensor(_FROM_YIQ)
     cos, sin, zero = torch.cos(angle_B) * saturation_B, torch.sin(angle_B) * saturation_B, torch.zeros_like(angle_B)
     chroma = torch.stack([torch.ones_like(zero), zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
-    return brightness_B[:, None, None] * (torch.linalg.inv(to_yiq) @ chroma @ to_yiq)
+    return brightness_B[:, None, None] * (from_yiq @ chroma @ to_yiq)
 
 
 def gaussian_blur(image_BCHW: Tensor, sigma_B: Tensor, radius: int = 4) -> Tensor:

@@ -4,6 +4,7 @@ Shape legend, used in every file: B samples, C classes or channels, H height, W 
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ class Batch:
         keys: the samples' keys, for messages.
         pair_BCHW: the other domain's images of (nearly) the same views, as ``image_BCHW`` in type, size, crop and flip;
             None unless the method asked for them.
+        tags_BC: bool, the classes known to be in the image; None unless the method asked for them.
+        mined_BHW: int64, the class whose object a pixel was found to be, 254 = several claim it, 255 = none; size, crop
+            and flip as the image's. None unless the method asked for it.
     """
 
     image_BCHW: Tensor
@@ -31,24 +35,22 @@ class Batch:
     seed_B: Tensor
     keys: list[str] = field(default_factory=list)
     pair_BCHW: Tensor | None = None
+    tags_BC: Tensor | None = None
+    mined_BHW: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        label_BHW = None if self.label_BHW is None else self.label_BHW.to(device, non_blocking=True)
-        return replace(
-            self,
-            image_BCHW=self.image_BCHW.to(device, non_blocking=True),
-            label_BHW=label_BHW,
-            seed_B=self.seed_B.to(device, non_blocking=True),
-            pair_BCHW=None if self.pair_BCHW is None else self.pair_BCHW.to(device, non_blocking=True),
-        )
+        moved: dict[str, Any] = {name: x.to(device, non_blocking=True) for name, x in self._tensors()}
+        return replace(self, **moved)
 
     def split(self, parts: int) -> list["Batch"]:
         """Equal micro-batches in order, for gradient accumulation; the sample count must divide by ``parts``."""
-        images = self.image_BCHW.chunk(parts)
-        labels = [None] * parts if self.label_BHW is None else list(self.label_BHW.chunk(parts))
-        seeds = self.seed_B.chunk(parts)
         size = len(self.keys) // parts
-        keys = [self.keys[i * size : (i + 1) * size] for i in range(parts)]
-        pairs = [None] * parts if self.pair_BCHW is None else list(self.pair_BCHW.chunk(parts))
-        return [Batch(*row) for row in zip(images, labels, seeds, keys, pairs, strict=True)]
+        pieces: dict[str, Any] = {name: x.chunk(parts) for name, x in self._tensors()}
+        return [
+            replace(self, keys=self.keys[i * size : (i + 1) * size], **{name: x[i] for name, x in pieces.items()})
+            for i in range(parts)
+        ]
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return [(name, value) for name, value in self.__dict__.items() if isinstance(value, Tensor)]

@@ -58,6 +58,7 @@ class Conversion:
         bad: list[BadSample] = []
 
         def good() -> Iterator[Sample]:
+            """Samples of the entries that can be used; the others go to ``bad``."""
             for entry in entries:
                 try:
                     sample = load_sample(entry, self.reading)

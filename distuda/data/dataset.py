@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -19,9 +19,11 @@ from rich.progress import track
 
 from distuda import storage
 from distuda.data.class_tables import CLASS_TABLES
+from distuda.data.columns import Columns, class_pixels, open_columns
 from distuda.data.labels import ClassTable
 from distuda.data.manifest import INDEX, Manifest, RowGroup, read_manifest
 from distuda.data.order import Window
+from distuda.data.sample import SCHEMA
 from distuda.data.shards import is_complete, read_row_group, write_shards
 from distuda.errors import UserError
 
@@ -35,10 +37,12 @@ class Dataset:
     Attributes:
         uri: where it lies.
         manifest: what it holds.
+        columns: what relabel phases wrote beside it; of two that hold the same column, the later one counts.
     """
 
     uri: str
     manifest: Manifest
+    columns: tuple[Columns, ...] = ()
 
     @property
     def table(self) -> ClassTable:
@@ -48,7 +52,8 @@ class Dataset:
     @property
     def labelled(self) -> bool:
         """Whether every sample has a label."""
-        return self.manifest.labelled
+        beside = self._beside("label")
+        return self.manifest.labelled if beside is None else beside.num_labelled == len(self)
 
     @property
     def paired(self) -> bool:
@@ -65,6 +70,42 @@ class Dataset:
         """Samples in each row group."""
         return [group.rows for group in self.groups]
 
+    def require(self, column: str) -> None:
+        """Refuse a data set in which a column is missing that training looks at.
+
+        Args:
+            column: of the shards, or of those that may stand beside them (`data.columns.KINDS`); every sample must have
+                it, but for ``pair``, which some may lack.
+        """
+        if column == "label" and not self.labelled:
+            raise UserError(f"{self.uri!r} has no labels, but this domain needs them. Prepare it with labels.")
+        if column == "pair" and not self.paired:
+            raise UserError(f"{self.uri!r} has no pairs, but this domain needs them. Prepare it with --pairs.")
+        if column == "tags" and (missing := self.index["tags"].null_count):
+            raise UserError(
+                f"{missing} of {len(self)} samples of {self.uri!r} have no tags (image-level labels), the first is "
+                f"{self._first_without('tags')!r}. Add them to the source and prepare it again with --tags auto."
+            )
+        if column not in SCHEMA.names and self._beside(column) is None:
+            raise UserError(
+                f"{self.uri!r} has no column {column!r} beside it. Name the phase that wrote it in columns."
+            )
+
+    def holds(self, column: str) -> bool:
+        """Whether every sample has a column, so that `require` lets it pass."""
+        try:
+            self.require(column)
+        except UserError:
+            return False
+        return True
+
+    def _first_without(self, column: str) -> str:
+        return str(self.index["key"][int(np.argmax(self.index[column].is_null().to_numpy()))])
+
+    def _beside(self, column: str) -> Columns | None:
+        """The last folder beside the shards that holds a column."""
+        return next((found for found in reversed(self.columns) if column in found.names), None)
+
     def __len__(self) -> int:
         return int(self.starts[-1])
 
@@ -73,14 +114,29 @@ class Dataset:
         """Number of the first sample of each row group, and last the count of all."""
         return np.concatenate([[0], np.cumsum(self.rows_per_group)]).astype(np.int64)
 
+    def absolute(self) -> "Dataset":
+        """The same with local paths made absolute, for processes that do not live where the user is."""
+
+        def whole(uri: str) -> str:
+            return storage.filesystem(uri)[1] if storage.is_local(uri) else uri
+
+        columns = tuple(replace(found, uri=whole(found.uri)) for found in self.columns)
+        return replace(self, uri=whole(self.uri), columns=columns)
+
     def window_of(self, ids: NDArray[np.int64]) -> Window:
         """The samples of these numbers, in their order; seeds are the numbers."""
         groups = np.searchsorted(self.starts, ids, side="right") - 1
         return Window(ids, groups, ids - self.starts[groups], ids)
 
+    def group_window(self, number: int) -> Window:
+        """All samples of one row group, in stored order."""
+        return self.window_of(np.arange(self.starts[number], self.starts[number + 1]))
+
     def class_pixels(self) -> NDArray[np.int64]:
         """Labelled pixels per train id over the whole set, (C,); zeros without labels."""
-        return np.asarray(np.sum([group.class_pixels for group in self.groups], axis=0), np.int64)
+        beside = self._beside("label")
+        counts = [group.class_pixels for group in self.groups] if beside is None else beside.class_pixels
+        return np.asarray(np.sum(counts, axis=0), np.int64)
 
     def class_frequencies(self) -> NDArray[np.float64]:
         """Share of each class among the labelled pixels, (C,), sums to 1; zeros without labels."""
@@ -98,16 +154,30 @@ class Dataset:
 
     def read_group(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The row group of that number (position in `groups`), bytes still encoded."""
-        return read_row_group(self.uri, self.groups[number], columns)
+        if not self.columns:
+            return read_row_group(self.uri, self.groups[number], columns)
+        names = list(SCHEMA.names if columns is None else columns)
+        beside = {name: found for name in names if (found := self._beside(name)) is not None}
+        table = read_row_group(self.uri, self.groups[number], [name for name in names if name not in beside])
+        for found in set(beside.values()):
+            chosen = [name for name in names if beside.get(name) == found]
+            written = found.read_group(number, chosen)
+            for name in chosen:
+                table = table.append_column(name, written[name])
+        return table.select(names)
 
-    def read_window(self, window: Window, labels: bool = True, pairs: bool = False) -> pa.Table:
+    def read_window(self, window: Window, columns: Sequence[str] = ("label",)) -> pa.Table:
         """The samples of a window, bytes still encoded; each row group is read once and its bytes are not copied.
 
+        Args:
+            window: which samples.
+            columns: what to read beside the image.
+
         Returns:
-            Columns ``key``, ``image``, if asked ``label`` and ``pair``, ``seed``, and ``place``, the row's number in
-            the window's order: rows lie as they are stored, `rows_of` turns them.
+            Columns ``key``, ``image``, those asked for, ``seed``, and ``place``, the row's number in the window's
+            order: rows lie as they are stored, `rows_of` turns them.
         """
-        columns = ["key", "image", *["label"] * labels, *["pair"] * pairs]
+        columns = ["key", "image", *columns]
         pieces = []
         for number in np.unique(window.groups):
             (places,) = np.nonzero(window.groups == number)
@@ -133,7 +203,13 @@ class Dataset:
         """
         if not self.labelled:
             raise UserError(f"rare class sampling needs labels, and {self.uri!r} has none. Switch it off.")
-        shown = np.array(self.index["class_pixels"].to_pylist(), np.int64) > min_pixels  # (N, C)
+        beside = self._beside("label")
+        pixels = (
+            np.array(self.index["class_pixels"].to_pylist(), np.int64)
+            if beside is None
+            else class_pixels(beside, len(self.groups), self.table.num_classes)
+        )
+        shown = pixels > min_pixels  # (N, C)
         holders = shown.sum(axis=0)
         if not holders.any():
             raise UserError(
@@ -158,21 +234,26 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def read_windows(
-    positions: Mapping[str, NDArray[np.int64]], dataset: Dataset, windows: Sequence[Window], labels: bool, pairs: bool
+    positions: Mapping[str, NDArray[np.int64]], dataset: Dataset, windows: Sequence[Window], columns: Sequence[str]
 ) -> Iterator[pa.Table]:
     """What a Ray Data task does: the windows at ``positions["id"]``, one table each."""
     for position in positions["id"]:
-        yield dataset.read_window(windows[int(position)], labels, pairs)
+        yield dataset.read_window(windows[int(position)], columns)
 
 
-def open_dataset(uri: str) -> Dataset:
+def open_dataset(uri: str, columns: Sequence[str] = ()) -> Dataset:
     """The data set at a URI; ``streets://...`` is rendered once into the cache folder.
 
+    Args:
+        uri: shard folder, or ``streets://STYLE``.
+        columns: folders that relabel phases wrote beside it; the last one that holds a column counts.
+
     Raises:
-        UserError: the folder is missing, incomplete or not a shard folder; the message says what to run.
+        UserError: a folder is missing, incomplete, no shard folder or of other data; the message says what to run.
     """
     where = _rendered(uri) if uri.startswith(STREETS) else uri
-    return Dataset(where, read_manifest(where))
+    manifest = read_manifest(where)
+    return Dataset(where, manifest, tuple(open_columns(folder, manifest.content_hash) for folder in columns))
 
 
 def cache_folder() -> Path:

@@ -5,7 +5,7 @@ EXIF orientation is ignored, since labels are drawn on the pixels as stored.
 
 import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import cv2
@@ -28,6 +28,10 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+
+Pictures = dict[str, NDArray[Any]]
+"""One decoded sample by column: ``image``, ``pair`` uint8 RGB (H, W, 3); ``label``, ``mined`` uint8 (H, W); ``tags``
+int64 train ids."""
 
 Ids = TypeVar("Ids", np.uint8, np.uint16)
 
@@ -142,6 +146,31 @@ def window(array: NDArray[np.uint8], region: Size, seed: int, fill: int) -> NDAr
     return array[top : top + region[0], left : left + region[1]]
 
 
+def decode_row(
+    row: Mapping[str, Any], columns: Sequence[str], *, size: Size | None, region: Size | None, seed: int
+) -> Pictures:
+    """One row of a shard as far as it is asked for; the same size and place in all pictures.
+
+    Args:
+        row: at least ``key``, ``image`` and the columns.
+        columns: of ``label``, ``pair``, ``mined`` and ``tags``; a sample that lacks one cannot be used.
+        size, region, seed: as for `decode_sample`.
+    """
+    key = str(row["key"])
+    native = decode_image(row["image"], key)
+    found: Pictures = {"image": _placed_image(native, size, region, seed)}
+    for name in ("label", "mined"):
+        if name in columns and row[name] is not None:
+            found[name] = _placed_ids(row[name], key, native.shape[:2], size, region, seed)
+    if "pair" in columns:
+        found["pair"] = decode_pair(row, size=size, region=region, seed=seed)
+    if "tags" in columns:
+        if row["tags"] is None:
+            raise SampleError(key, "it has no tags (image-level labels). Add them and prepare the data set again.")
+        found["tags"] = np.asarray(row["tags"], np.int64)
+    return found
+
+
 def decode_sample(
     row: Mapping[str, Any], *, size: Size | None, region: Size | None, seed: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
@@ -158,18 +187,25 @@ def decode_sample(
     """
     key = str(row["key"])
     image = decode_image(row["image"], key)
-    label = None if row.get("label") is None else _decode_train_ids(row["label"], key)
-    if label is not None and label.shape != image.shape[:2]:
-        raise SampleError(
-            key, f"label {label.shape[::-1]} and image {image.shape[1::-1]} differ in size (width, height)."
-        )
-    if size is not None:
-        image = resize_image(image, size)
-        label = None if label is None else resize_label(label, size)
-    if region is not None:
-        image = window(image, region, seed, 0)
-        label = None if label is None else window(label, region, seed, IGNORE)
-    return image, label
+    label = row.get("label")
+    ids = None if label is None else _placed_ids(label, key, image.shape[:2], size, region, seed)
+    return _placed_image(image, size, region, seed), ids
+
+
+def _placed_image(image_HWC: NDArray[np.uint8], size: Size | None, region: Size | None, seed: int) -> NDArray[np.uint8]:
+    image = image_HWC if size is None else resize_image(image_HWC, size)
+    return image if region is None else window(image, region, seed, 0)
+
+
+def _placed_ids(
+    content: Bytes, key: str, native: tuple[int, ...], size: Size | None, region: Size | None, seed: int
+) -> NDArray[np.uint8]:
+    """Train ids that lie over an image of that native shape, resized and cut as it."""
+    label = _decode_train_ids(content, key)
+    if label.shape != native:
+        raise SampleError(key, f"label {label.shape[::-1]} and image {native[::-1]} differ in size (width, height).")
+    label = label if size is None else resize_label(label, size)
+    return label if region is None else window(label, region, seed, IGNORE)
 
 
 def decode_pair(row: Mapping[str, Any], *, size: Size | None, region: Size | None, seed: int) -> NDArray[np.uint8]:

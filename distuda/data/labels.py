@@ -47,6 +47,11 @@ class ClassTable:
         """C, the number of train ids."""
         return len(self.classes)
 
+    @property
+    def background(self) -> int | None:
+        """Train id of the class named "background", which no image-level tag names; None where all are named."""
+        return self.classes.index("background") if "background" in self.classes else None
+
     def index(self, name: str) -> int:
         """The train id of a class name; an unknown name is the user's error."""
         if name not in self.classes:

@@ -22,7 +22,7 @@ from distuda.data.labels import IGNORE, ClassTable, IdMap
 from distuda.data.layouts import Entry, Layout, Reading, find_layout
 from distuda.data.layouts.entry import choose
 from distuda.data.manifest import PROGRESS, Manifest, read_manifest
-from distuda.data.pairs import find_pairs
+from distuda.data.pairs import Pairs, find_pairs
 from distuda.data.shards import ROW_GROUP_BYTES, SHARD_SAMPLES, finish, is_complete
 from distuda.data.source import Tree
 from distuda.errors import UserError
@@ -121,39 +121,48 @@ def prepare(
         pair_list: CSV file with the columns ``key`` and ``other_key``, where partners have other keys.
         limit: only so many samples, the first in key order.
         max_bad_share: share of samples that may be unusable, 0..1; above it the run fails. None = the layout's.
-        workers: Ray workers that write shards at once; 0 = in this process, without Ray; None = as many as there are
-            CPUs from `PARALLEL_FROM` samples on, else 0.
+        workers: Ray workers that write at once; 0 = in this process; None = one a CPU from `PARALLEL_FROM` samples on.
         row_group_bytes: encoded bytes of a row group, the unit of reading.
         shard_samples: samples of a shard, the unit of writing and restarting.
 
     Raises:
         UserError: empty source, too many bad samples, no pair found, or a destination that holds something else.
     """
-    kind = find_layout(layout)
-    tree = Tree(source_uri)
+    kind, tree = find_layout(layout), Tree(source_uri)
     table, ids, unmapped = _class_ids(layout, kind, tree, split, classes, id_map)
     found = kind.entries(tree, split, _variant(layout, kind, variant))
     entries = list(islice(_thinned(_selected(found, include, exclude), every), limit))
-    if not entries:
-        raise UserError(_nothing(layout, kind, tree))
-    lacking = [] if any(entry.label for entry in entries) else [entry for entry in entries if not entry.unlabelled]
-    if labels and lacking:
-        raise UserError(f"no label for any image in {tree.uri!r}. {_no_label_advice(kind, lacking[0])}")
+    _require(layout, kind, tree, entries, labels)
     reading = Reading(kind, table, ids, labels, tags, resize)
-    if pair_list and not pairs:
-        raise UserError(f"the list of pairs {pair_list!r} needs the data set it names images of. Add --pairs.")
-    partners = find_pairs([entry.key for entry in entries], pairs, pair_list) if pairs else None
-    job = Conversion(destination_uri, reading, row_group_bytes, partners)
-    plan = _plan(layout, job, entries, shard_samples)
-    if is_complete(destination_uri):
-        return replace(_already_there(destination_uri, plan), unmapped=unmapped)
-    _begin(destination_uri, plan)
+    job = Conversion(destination_uri, reading, row_group_bytes, _partners(entries, pairs, pair_list))
+    return replace(_write(layout, job, entries, shard_samples, workers, max_bad_share), unmapped=unmapped)
+
+
+def _write(
+    layout: str,
+    job: Conversion,
+    entries: Sequence[Entry],
+    shard_samples: int,
+    workers: int | None,
+    max_bad_share: float | None,
+) -> Summary:
+    """The finished set: as it lies there already, or with all shards written that were missing."""
+    plan, uri = _plan(layout, job, entries, shard_samples), job.destination
+    if is_complete(uri):
+        return _already_there(uri, plan)
+    _begin(uri, plan)
     shards = [entries[i : i + shard_samples] for i in range(0, len(entries), shard_samples)]
     bad = job.write_all(shards, _num_workers(len(entries)) if workers is None else workers)
-    _judge(job, shards, bad, kind.bad_share if max_bad_share is None else max_bad_share)
+    _judge(job, shards, bad, job.reading.layout.bad_share if max_bad_share is None else max_bad_share)
     sparse = any(entry.unlabelled for entry in entries)
-    manifest = finish(destination_uri, table, job.parts(len(shards)), plan, sparse=sparse)
-    return Summary(destination_uri, manifest, sum(map(len, bad)), unmapped)
+    manifest = finish(uri, job.reading.table, job.parts(len(shards)), plan, sparse=sparse)
+    return Summary(uri, manifest, sum(map(len, bad)))
+
+
+def _partners(entries: Sequence[Entry], pairs: str | None, pair_list: str | None) -> Pairs | None:
+    if pair_list and not pairs:
+        raise UserError(f"the list of pairs {pair_list!r} needs the data set it names images of. Add --pairs.")
+    return find_pairs([entry.key for entry in entries], pairs, pair_list) if pairs else None
 
 
 def _class_ids(
@@ -171,6 +180,15 @@ def _class_ids(
         raise UserError(f"layout {layout!r} has no class table of its own. Name one, for instance cityscapes19.")
     table = class_table(classes or str(kind.classes))
     return table, find_id_map(id_map or kind.ids, table), ()
+
+
+def _require(layout: str, kind: Layout, tree: Tree, entries: Sequence[Entry], labels: bool) -> None:
+    """Refuse a source of which nothing was found, or no label where labels are wanted."""
+    if not entries:
+        raise UserError(_nothing(layout, kind, tree))
+    lacking = [] if any(entry.label for entry in entries) else [entry for entry in entries if not entry.unlabelled]
+    if labels and lacking:
+        raise UserError(f"no label for any image in {tree.uri!r}. {_no_label_advice(kind, lacking[0])}")
 
 
 def _variant(layout: str, kind: Layout, variant: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ import torch
 
 from distuda.data.batch import Batch
 from distuda.data.dataset import Dataset, rows_of
-from distuda.data.decode import Size, decode_pair, decode_sample, resize_image
+from distuda.data.decode import Pictures, Size, decode_row, decode_sample, resize_image
 from distuda.data.order import Ids, Order, Window
 from distuda.data.tolerance import STRICT, Tolerance
 from distuda.errors import UserError
@@ -32,8 +32,7 @@ def read_batches(
     batch_size: int,
     size: Size | None,
     region: Size | None,
-    labels: bool,
-    pairs: bool = False,
+    columns: Sequence[str] = ("label",),
     prefetch: int = 4,
     tolerance: Tolerance = STRICT,
 ) -> Iterator[Batch]:
@@ -45,8 +44,8 @@ def read_batches(
         batch_size: samples a batch.
         size: (height, width) after resizing, None = native.
         region: (height, width) of the seeded window cut after resizing, None = the whole image.
-        labels: whether batches carry labels; needs a labelled data set.
-        pairs: whether batches carry pairs; every sample of the order must have one.
+        columns: what batches carry beside the images: ``label``, ``pair``, ``tags``, ``mined``; every sample of the
+            order must have them.
         prefetch: batches decoded ahead.
         tolerance: what happens to samples that cannot be used. The place of one that is passed over goes to the next
             good sample of its batch, with another crop, so positions and batch sizes stay what they are.
@@ -54,11 +53,12 @@ def read_batches(
     Returns:
         uint8 images, int64 labels or None, int64 seeds; closing the iterator stops its threads.
     """
-    require(dataset, labels, pairs)
+    require(dataset, columns)
+    num_classes = dataset.table.num_classes
     with threads(1) as pool:
-        tables = ahead(pool, lambda window: dataset.read_window(window, labels, pairs), order.windows(), 1)
+        tables = ahead(pool, lambda window: dataset.read_window(window, columns), order.windows(), 1)
         rows = (row for table in tables for row in rows_of(table))
-        yield from decode_batches(rows, batch_size, size, region, prefetch, tolerance, pairs)
+        yield from decode_batches(rows, num_classes, batch_size, columns, size, region, prefetch, tolerance)
 
 
 def iterate_once(
@@ -80,7 +80,7 @@ def iterate_once(
     ids = ids[:limit]
     mine = ids[rank * len(ids) // world : (rank + 1) * len(ids) // world]
     with threads(1) as reading, threads(DECODE_THREADS) as decoding:
-        tables = ahead(reading, lambda window: dataset.read_window(window, True), _stored(dataset, mine), 1)
+        tables = ahead(reading, lambda window: dataset.read_window(window), _stored(dataset, mine), 1)
         rows = (row for table in tables for row in rows_of(table))
         batches = ahead(decoding, lambda row: tolerance.attempt(lambda: _whole(row, size)), rows, 4)
         yield from (batch for batch in batches if batch is not None)
@@ -88,23 +88,21 @@ def iterate_once(
 
 def decode_batches(
     rows: Iterable[Row],
+    num_classes: int,
     batch_size: int,
+    columns: Sequence[str],
     size: Size | None,
     region: Size | None,
     prefetch: int,
     tolerance: Tolerance = STRICT,
-    pairs: bool = False,
 ) -> Iterator[Batch]:
     """Rows of `Dataset.read_window` to batches, each decoded by one of a few threads; no unfilled batch at the end."""
 
-    def picture(row: Row, seed: int) -> Any:
-        return tolerance.attempt(lambda: pictures_of(row, seed))
-
-    def pictures_of(row: Row, seed: int) -> tuple[Any, ...]:
-        found = decode_sample(row, size=size, region=region, seed=seed)
-        return (*found, decode_pair(row, size=size, region=region, seed=seed)) if pairs else found
+    def picture(row: Row, seed: int) -> Pictures | None:
+        return tolerance.attempt(lambda: decode_row(row, columns, size=size, region=region, seed=seed))
 
     def make(rows: list[Row]) -> Batch:
+        """One batch, whole also where some of its rows cannot be used."""
         pictures, keys = [], []
         for place, row in enumerate(rows):
             # a bad sample's place goes to the next good one of the batch; the place's own seed makes it another crop
@@ -116,34 +114,39 @@ def decode_batches(
                 )
             pictures.append(found)
             keys.append(str(used["key"]))
-        return collate(pictures, [row["seed"] for row in rows], keys)
+        return collate(pictures, [row["seed"] for row in rows], keys, num_classes)
 
     with threads(DECODE_THREADS) as pool:
         yield from ahead(pool, make, _grouped(rows, batch_size), prefetch)
 
 
-def collate(pictures: list[tuple[Any, ...]], seeds: list[int], keys: list[str]) -> Batch:
-    """Decoded (image, label or None) or (image, label or None, pair) of one size to a batch."""
-    images, labels, *pairs = zip(*pictures, strict=True)
+def collate(pictures: Sequence[Pictures], seeds: list[int], keys: list[str], num_classes: int = 0) -> Batch:
+    """Decoded samples of one size (`decode.decode_row`) to a batch; ``num_classes`` is needed for tags alone."""
+    images = [found["image"] for found in pictures]
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{w}x{h}" for h, w, _ in shapes))
         raise UserError(f"images of one batch differ in size ({sizes}). Set a size or a region for the domain.")
-    label = None if labels[0] is None else torch.from_numpy(np.stack(labels)).long()
-    pair = _stacked(pairs[0]) if pairs else None
-    return Batch(_stacked(images), label, torch.tensor(seeds, dtype=torch.int64), keys, pair)
+    stacked = {name: torch.from_numpy(np.stack([found[name] for found in pictures]))
+               for name in pictures[0] if name != "tags"}  # fmt: skip
+    batch = Batch(stacked["image"].permute(0, 3, 1, 2), None, torch.tensor(seeds, dtype=torch.int64), keys)
+    if "label" in stacked:
+        batch.label_BHW = stacked["label"].long()
+    if "mined" in stacked:
+        batch.mined_BHW = stacked["mined"].long()
+    if "pair" in stacked:
+        batch.pair_BCHW = stacked["pair"].permute(0, 3, 1, 2)
+    if "tags" in pictures[0]:
+        batch.tags_BC = torch.zeros(len(keys), num_classes, dtype=torch.bool)
+        for row, found in zip(batch.tags_BC, pictures, strict=True):
+            row[torch.from_numpy(found["tags"])] = True
+    return batch
 
 
-def _stacked(images: tuple[Any, ...]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-
-
-def require(dataset: Dataset, labels: bool, pairs: bool) -> None:
-    """Refuse to read labels or pairs from a data set that has none."""
-    if labels and not dataset.labelled:
-        raise UserError(f"{dataset.uri!r} has no labels, but this domain needs them. Prepare it with labels.")
-    if pairs and not dataset.paired:
-        raise UserError(f"{dataset.uri!r} has no pairs, but this domain needs them. Prepare it with --pairs.")
+def require(dataset: Dataset, columns: Sequence[str]) -> None:
+    """Refuse to read what a data set does not have."""
+    for column in columns:
+        dataset.require(column)
 
 
 def ahead(
@@ -187,5 +190,7 @@ def _stored(dataset: Dataset, ids: Ids) -> Iterator[Window]:
 
 def _whole(row: Row, size: Size | None) -> Batch:
     native, label = decode_sample(row, size=None, region=None, seed=0)
-    image = native if size is None else resize_image(native, size)
-    return collate([(image, label)], [row["seed"]], [str(row["key"])])
+    found = {"image": native if size is None else resize_image(native, size)}
+    if label is not None:
+        found["label"] = label
+    return collate([found], [row["seed"]], [str(row["key"])])

@@ -197,7 +197,7 @@ def _num_bytes(sample: Sample) -> int:
 
 
 def _record(part: Part, rows: list[Sample], name: str, num_classes: int) -> None:
-    pixels = [count_pixels(row, num_classes) for row in rows]
+    pixels = [None if row.label is None else count_pixels(row.label, row.key, num_classes) for row in rows]
     number = len(part.groups)
     known = [p for p in pixels if p is not None]
     total = tuple(np.sum(known, axis=0).tolist()) if known else (0,) * num_classes
@@ -230,14 +230,12 @@ def _checked_key(key: str) -> str:
     return key
 
 
-def count_pixels(sample: Sample, num_classes: int) -> list[int] | None:
-    """Pixels of each train id in a sample's label, C values; None without a label."""
-    if sample.label is None:
-        return None
-    counts = np.bincount(decode_label(sample.label, sample.key).ravel(), minlength=256)
+def count_pixels(label: bytes, key: str, num_classes: int) -> list[int]:
+    """Pixels of each train id in an encoded label, C values."""
+    counts = np.bincount(decode_label(label, key).ravel(), minlength=256)
     if counts[num_classes:255].any():
         bad = num_classes + int(counts[num_classes:255].argmax())
-        raise SampleError(sample.key, f"label id {bad} is outside the class table ({num_classes} classes).")
+        raise SampleError(key, f"label id {bad} is outside the class table ({num_classes} classes).")
     return [int(n) for n in counts[:num_classes]]
 
 

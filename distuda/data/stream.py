@@ -7,7 +7,7 @@ is started before the current one ends, since a start takes some tenths of a sec
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
@@ -40,8 +40,7 @@ def stream_batches(
     batch_size: int,
     size: Size | None,
     region: Size | None,
-    labels: bool,
-    pairs: bool = False,
+    columns: Sequence[str] = ("label",),
     prefetch: int = 4,
     tolerance: Tolerance = STRICT,
 ) -> Iterator[Batch]:
@@ -50,12 +49,14 @@ def stream_batches(
     Starts Ray on this machine unless it runs already. Each rank calls this for itself. One logical CPU has to be left
     to data, or the stream waits for ever.
     """
-    require(dataset, labels, pairs)
+    require(dataset, columns)
     start_ray()
     quiet_data()
-    read = partial(read_windows, dataset=dataset, labels=labels, pairs=pairs)
+    read = partial(read_windows, dataset=dataset, columns=columns)
     with closing(_rows(dataset, order, read)) as rows:
-        yield from decode_batches(rows, batch_size, size, region, prefetch, tolerance, pairs)
+        yield from decode_batches(
+            rows, dataset.table.num_classes, batch_size, columns, size, region, prefetch, tolerance
+        )
 
 
 READING = 2

@@ -50,7 +50,7 @@ def calibration_images(dataset: Dataset, num: int, size: Size | None, tolerance:
     ids = np.concatenate([np.arange(dataset.starts[group], dataset.starts[group + 1]) for group in groups])
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, num).round().astype(np.int64))]
     batches: dict[Size, list[list[Tensor]]] = {}
-    for row in rows_of(dataset.read_window(dataset.window_of(ids), labels=False)):
+    for row in rows_of(dataset.read_window(dataset.window_of(ids), ())):
         decoded = tolerance.attempt(partial(decode_sample, row, size=size, region=None, seed=0))
         if decoded is None:
             continue

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,7 +27,7 @@ from distuda.engine.run import build_method, environment
 from distuda.engine.step import Step, sync_buffers
 from distuda.errors import UserError
 from distuda.methods.method import Method
-from distuda.recipe import Domain, Recipe, Source, changes, to_yaml
+from distuda.recipe import Domain, Recipe, RelabelRecipe, Source, changes, to_yaml
 
 OpenStream = Callable[..., Iterator[Batch]]
 
@@ -51,11 +51,11 @@ class Data:
     """The opened data sets of a run."""
 
     source: Dataset
-    target: Dataset
+    target: Dataset | None
     evaluation: Dataset
 
 
-def choose_device(recipe: Recipe, local_rank: int = 0) -> torch.device:
+def choose_device(recipe: Recipe | RelabelRecipe, local_rank: int = 0) -> torch.device:
     """The recipe's device; `auto` takes CUDA where there is one."""
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
@@ -65,30 +65,32 @@ def choose_device(recipe: Recipe, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
 
 
-def open_data(recipe: Recipe) -> Data:
+def open_data(recipe: Recipe, coming: Collection[str] = ()) -> Data:
     """Open and check all data sets before anything is spent.
 
+    Args:
+        recipe: what is trained.
+        coming: columns that a phase before this one will write; their absence is no mistake yet.
+
     Raises:
-        UserError: missing data, an unlabelled source, different class tables.
+        UserError: missing data, a domain without what the method looks at, different class tables.
     """
-    source, target = open_dataset(recipe.source.uri), open_dataset(recipe.target.uri)
-    evaluation = open_dataset(recipe.evaluation.uri) if recipe.evaluation.uri else target
-    if not source.labelled:
+    source = open_dataset(recipe.source.uri, recipe.source.columns)
+    target = open_dataset(recipe.target.uri, recipe.target.columns) if recipe.target.uri else None
+    evaluation = open_dataset(recipe.evaluation.uri) if recipe.evaluation.uri else target or source
+    method = recipe.method
+    if target is None and ("target" in method.reads or method.calibrate_images):
         raise UserError(
-            f"source.uri={recipe.source.uri!r} has no labels. The source must be labelled; prepare it with labels."
+            f"method {method.name!r} looks at target images, but target.uri=none. Set it (a source-only run that does "
+            "without has method.calibrate_images=0)."
         )
-    if recipe.method.needs_target_labels and not target.labelled:
-        raise UserError(
-            f"method.use_target_labels=true, but target.uri={recipe.target.uri!r} has no labels. Prepare it with "
-            "labels, or set it false."
-        )
-    if recipe.method.needs_pairs and not target.paired:
-        raise UserError(
-            f"method {recipe.method.name!r} compares pairs, but target.uri={recipe.target.uri!r} has none. Prepare it "
-            "with --pairs, or set method.pairs=synthetic."
-        )
+    for name, columns in method.reads.items():
+        dataset = source if name == "source" else target
+        assert dataset is not None
+        for column in set(columns) - set(coming):
+            _require(f"method {method.name!r} looks at {column!r} of the {name}", dataset, column)
     for name, data in (("target", target), ("evaluation", evaluation)):
-        if data.table.classes != source.table.classes:
+        if data is not None and data.table.classes != source.table.classes:
             raise UserError(
                 f"source has class table {source.table.name!r} {list(source.table.classes)}, {name} has "
                 f"{data.table.name!r} {list(data.table.classes)}. Prepare both with the same --classes."
@@ -102,6 +104,14 @@ def open_data(recipe: Recipe) -> Data:
             f"accumulate={recipe.accumulate} does not divide batch_size={recipe.batch_size}. Choose a divisor."
         )
     return Data(source, target, evaluation)
+
+
+def _require(why: str, data: Dataset, column: str) -> None:
+    """What `Dataset.require` refuses, with who asks for it."""
+    try:
+        data.require(column)
+    except UserError as error:
+        raise UserError(f"{why}: {error}") from None
 
 
 def settle(recipe: Recipe) -> Recipe:
@@ -143,9 +153,9 @@ def fit(recipe: Recipe, worker: Worker | None = None, open_stream: OpenStream = 
     method = build_method(recipe, data.source.table, frequency).to(worker.device).train()
     with Session(recipe, worker, data, method) as session:
         session.resume()
-        source, target = session.streams(open_stream)
+        streams = session.streams(open_stream)
         while session.step_number < recipe.steps:
-            session.advance(source, target)
+            session.advance(streams)
             if session.due(recipe.log_every_steps):
                 session.log()
             if session.due(recipe.evaluation.every_steps):
@@ -185,7 +195,7 @@ class Session:
         """How many bad samples of a domain are passed over, listed in the run folder by the rank that met them."""
         domain: Domain = getattr(self.recipe, name)
         listed = storage.join(self.out, f"bad_samples-{name}-{self.worker.rank}.jsonl")
-        return Tolerance(len(getattr(self.data, name)), domain.max_bad_share, listed)
+        return Tolerance(len(getattr(self.data, name) or ()), domain.max_bad_share, listed)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, or lay out a new run folder; then open the logs."""
@@ -214,9 +224,9 @@ class Session:
         ):
             storage.write_bytes(storage.join(self.out, name), text.encode())
 
-    def streams(self, open_stream: OpenStream) -> tuple[Iterator[Batch], Iterator[Batch]]:
-        """Both domains' endless batches, from where the checkpoint left them."""
-        return self._stream("source", open_stream), self._stream("target", open_stream)
+    def streams(self, open_stream: OpenStream) -> list[Iterator[Batch]]:
+        """Endless batches of the domains that the method reads, from where the checkpoint left them."""
+        return [self._stream(name, open_stream) for name in self.recipe.method.reads]
 
     def _stream(self, name: str, open_stream: OpenStream) -> Iterator[Batch]:
         domain: Domain = getattr(self.recipe, name)
@@ -225,24 +235,25 @@ class Session:
         if isinstance(domain, Source) and domain.rare_class_temperature is not None:
             weights = dataset.rare_class_weights(domain.rare_class_temperature, domain.rare_class_min_pixels)
             region = None  # the step looks for a crop with the rare class, so it needs the whole image
-        pairs = name == "target" and self.recipe.method.needs_pairs
-        if pairs and dataset.manifest.num_pairs < len(dataset):
+        columns = self.recipe.method.reads[name]
+        if name == "source":
+            columns += tuple(column for column in self.recipe.method.reads_if_there if dataset.holds(column))
+        if "pair" in columns and dataset.manifest.num_pairs < len(dataset):
             weights = dataset.pair_weights()
         self.orders[name] = Order(
             dataset.rows_per_group, seed=self.recipe.seed, domain=name, rank=self.worker.rank, world=self.worker.world,
             window=domain.window, history=self.histories[name], weights=weights,
         )  # fmt: skip
-        wants_labels = name == "source" or self.recipe.method.needs_target_labels
         stream = open_stream(
             dataset, self.orders[name], batch_size=self.recipe.batch_size, size=domain.size,
-            region=region, labels=wants_labels, pairs=pairs, tolerance=self.tolerances[name],
+            region=region, columns=columns, tolerance=self.tolerances[name],
         )  # fmt: skip
         return self._closing.enter_context(closing(stream))  # type: ignore[type-var]
 
-    def advance(self, source: Iterator[Batch], target: Iterator[Batch]) -> None:
+    def advance(self, streams: Sequence[Iterator[Batch]]) -> None:
         """One step; the time spent waiting for data is counted apart."""
         asked_s = time.monotonic()
-        batches = next(source), next(target)
+        batches = [next(stream) for stream in streams]
         self._wait_s += time.monotonic() - asked_s
         self.scalars = self.step(*batches)
         self.step_number += 1
@@ -258,7 +269,7 @@ class Session:
         """Write a training row. This is where the host waits for the device."""
         values = self._finite_scalars()
         now_s, steps = time.monotonic(), max(1, self.step_number - self._clock_step)
-        images = 2 * self.recipe.batch_size * self.worker.world * steps
+        images = len(self.recipe.method.reads) * self.recipe.batch_size * self.worker.world * steps
         row = {"kind": "train", "step": self.step_number, **values, "lr": self.step.optimizers[0].param_groups[0]["lr"]}
         row |= {"images_per_s": images / (now_s - self._clock_s), "data_wait_s": self._wait_s / steps}
         row |= {"memory_gib": memory_gib(self.worker.device)}
@@ -286,6 +297,7 @@ class Session:
         num = self.recipe.method.calibrate_images
         if not num:
             return
+        assert self.data.target is not None
         if self.calibration is None:  # every rank takes the same images, so no rank count changes the result
             self.calibration = calibration_images(
                 self.data.target, num, self.recipe.evaluation.size, self.tolerances["target"]
@@ -302,9 +314,9 @@ class Session:
             world=worker.world,
             size=recipe.evaluation.size,
             limit=recipe.evaluation.limit,
-            tolerance=STRICT if recipe.evaluation.uri else self.tolerances["target"],
+            tolerance=STRICT if recipe.evaluation.uri else self.tolerances["target" if self.data.target else "source"],
         )
-        if not recipe.evaluation.uri:  # the target's own labels, if it has any, are not looked at
+        if not recipe.evaluation.uri:  # the images' own labels, if they have any, are not looked at
             samples = (Batch(batch.image_BCHW, None, batch.seed_B, batch.keys) for batch in samples)
         scores = evaluate(self.method.predictor(), samples, self.data.source.table, bf16=recipe.precision == "bf16")
         self.scores, self.scored_step = scores, self.step_number

@@ -21,7 +21,7 @@ from distuda.methods import METHODS, Context
 from distuda.methods.method import Method
 from distuda.models import build_model
 from distuda.models.segmenter import Segmenter
-from distuda.phases import phase_folders
+from distuda.plan import phase_folders
 from distuda.recipe import Recipe, load_recipe
 
 

@@ -47,6 +47,8 @@ def score_run(
     model = _joined(run, ensemble, which).to(choose_device(run.recipe))
     bf16 = run.recipe.precision == "bf16"
     if calibrate:
+        if run.recipe.target.uri is None:
+            raise UserError(f"--calibrate {calibrate} takes target images, and the run {uri!r} has no target.")
         images = calibration_images(open_dataset(run.recipe.target.uri), calibrate, run.recipe.evaluation.size)
         calibrate_statistics(model, images, bf16=bf16)
     samples = track(

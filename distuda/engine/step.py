@@ -33,16 +33,19 @@ class Step:
         self.focus = _focus(method, recipe, device)
         self.wrapped = _wrap(method, recipe, device)
 
-    def __call__(self, source: Batch, target: Batch) -> dict[str, Tensor]:
+    def __call__(self, source: Batch, target: Batch | None = None) -> dict[str, Tensor]:
         """Consume one raw batch a domain; gives the detached losses and metrics of the step, still on the device."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         parts = self.recipe.accumulate
-        pairs = list(zip(self._ready(source, self.focus).split(parts), self._ready(target).split(parts), strict=True))
+        batches = [self._ready(source, self.focus)]
+        if target is not None and "target" in self.recipe.method.reads:
+            batches.append(self._ready(target))
+        micro_steps = list(zip(*(batch.split(parts) for batch in batches), strict=True))
         scalars: list[dict[str, Tensor]] = []
-        for i, (source_part, target_part) in enumerate(pairs):
+        for i, micro_batches in enumerate(micro_steps):
             with self._no_all_reduce(last=i == parts - 1), self._autocast():
-                losses = self.wrapped(source_part, target_part)
+                losses = self.wrapped(*micro_batches)
                 # The total is made inside autocast but in float32 (`Losses.total`).
                 (losses.total() / parts).backward()
             scalars.append(losses.scalars())

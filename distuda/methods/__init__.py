@@ -2,6 +2,7 @@
 
 from distuda.methods.advent import AdvEnt, MinEnt
 from distuda.methods.apoda import Apoda
+from distuda.methods.erasing import Classify, Prohibitive
 from distuda.methods.feature_regression import FeatureRegression
 from distuda.methods.method import Context, Losses, Method, MethodConfig
 from distuda.methods.self_training import SelfTraining
@@ -14,6 +15,8 @@ METHODS: dict[str, type[Method]] = {
     "apoda": Apoda,
     "self_training": SelfTraining,
     "feature_regression": FeatureRegression,
+    "classify": Classify,
+    "psl": Prohibitive,
 }
 
 __all__ = ["METHODS", "Context", "Losses", "Method", "MethodConfig"]

@@ -103,24 +103,23 @@ class Apoda(AdvEnt):
         epsilons = (config.attack.epsilon_adv, config.attack.epsilon_cls)
         moves = perturb(output.features, objectives, epsilons, config.attack, view.seed_B)
         features = output.features if config.into_trunk else tuple(f.detach() for f in output.features)
-        perturbed = self.student.decode(
-            tuple(feature + move.to(feature.dtype) for feature, move in zip(features, moves, strict=True)), size
-        )
-        distance = _distance(output.main, perturbed.main, config.consistency)
+        moved = tuple(feature + move.to(feature.dtype) for feature, move in zip(features, moves, strict=True))
+        perturbed = self.student.resize(self.student.main_logits(moved), size)
+        distance = _distance(output.main, perturbed, config.consistency)
         terms = {f"consistency_{name}": config.lambda_consistency * distance}
         if view.label_BHW is not None:
-            loss = losses.cross_entropy(perturbed.main, view.label_BHW)
+            loss = losses.cross_entropy(perturbed, view.label_BHW)
             terms[f"seg_perturbed_{name}"] = config.lambda_seg_perturbed * loss
         if config.discriminate_perturbed:
-            judged = self.discriminators[0](self.judged_maps(perturbed.main.detach()))
+            judged = self.discriminators[0](self.judged_maps(perturbed.detach()))
             terms[f"discriminator_perturbed_{name}"] = 0.5 * losses.domain_bce(judged, DOMAINS[name])
-        changed = perturbed.main.argmax(1) != output.main.argmax(1)
+        changed = perturbed.argmax(1) != output.main.argmax(1)
         return Losses(terms, {f"flipped_{name}": changed.float().mean()})
 
     def attacked(self, domain: int, view: View, clean: Output, features: Features) -> tuple[Tensor, Tensor]:
         """What the attack raises: minus the loss of being taken for the other domain, and the classifier's error."""
         size = (view.image_BCHW.shape[-2], view.image_BCHW.shape[-1])
-        logits = self.student.heads(features)[0]
+        logits = self.student.main_logits(features)
         zero = logits.new_zeros(())
         adversarial = zero
         if self.config.attack.epsilon_adv:  # the discriminator learns from maps of input size

@@ -20,7 +20,7 @@ class FeatureDistance(nn.Module):
     """Distance to a frozen copy of the network as it starts: ImageNet's encoder, or ``init_from``'s.
 
     Args:
-        student: copied, not kept.
+        student: its trunk is copied; it is not kept.
         things: train ids of things; the distance is taken only where the label shows one.
         min_share: share of a feature cell's pixels that must be of one class.
     """
@@ -32,7 +32,7 @@ class FeatureDistance(nn.Module):
                 "method.lambda_distance > 0 keeps features of things, but the class table has none. Name classes in "
                 "method.distance_classes, or set lambda_distance=0."
             )
-        self.reference = copy.deepcopy(student).requires_grad_(False)
+        self.reference = _without_heads(student).requires_grad_(False)
         self.things, self.min_share = things, min_share
 
     def train(self, mode: bool = True) -> "FeatureDistance":
@@ -59,3 +59,15 @@ class FeatureDistance(nn.Module):
         present = [(label_BHW == thing).float() for thing in self.things]
         share_BThw = F.adaptive_avg_pool2d(torch.stack(present, dim=1), size)
         return share_BThw.amax(dim=1) >= self.min_share
+
+
+def _without_heads(network: Segmenter) -> Segmenter:
+    """A copy that can only encode: every module that is all head is gone, and is in no checkpoint."""
+    trunk = copy.deepcopy(network)
+    heads = set(trunk.head_parameters())
+    for module in list(trunk.modules()):
+        for name, child in module.named_children():
+            parameters = set(child.parameters())
+            if parameters and parameters <= heads:
+                setattr(module, name, nn.Identity())
+    return trunk

@@ -72,9 +72,9 @@ class FeatureRegression(Method):
             return weights
 
         @property
-        def needs_pairs(self) -> bool:
-            """Pairs of the target, unless they are made."""
-            return self.pairs == "given"
+        def reads(self) -> dict[str, tuple[str, ...]]:
+            """Pairs of the target, unless they are made of source images; no label in either case."""
+            return {"source": (), "target": ("pair",)} if self.pairs == "given" else {"source": ()}
 
         @property
         def needs_trained_start(self) -> bool:
@@ -98,7 +98,7 @@ class FeatureRegression(Method):
         self.teacher.eval()
         return self
 
-    def forward(self, source: Batch, target: Batch) -> Losses:
+    def forward(self, source: Batch, target: Batch | None = None) -> Losses:
         """The teacher on domain A, the student's trunk on domain B, the distance of each chosen layer."""
         image_a, image_b = self.views(source, target)
         with torch.no_grad():
@@ -108,10 +108,10 @@ class FeatureRegression(Method):
         parts = zip(self.config.layers, weights, got, wanted, strict=True)
         return Losses({f"features_{layer}": weight * self.distance(b, a) for layer, weight, b, a in parts})
 
-    def views(self, source: Batch, target: Batch) -> tuple[Tensor, Tensor]:
+    def views(self, source: Batch, target: Batch | None) -> tuple[Tensor, Tensor]:
         """The same scenes as the old camera (A) and the new one (B) see them, float RGB in [0, 1]."""
         if self.config.pairs == "given":
-            assert target.pair_BCHW is not None
+            assert target is not None and target.pair_BCHW is not None
             return target.pair_BCHW, target.image_BCHW
         changed = camera(source.image_BCHW, source.seed_B, self.config.camera)
         return source.image_BCHW, misalign(changed, source.seed_B, self.config.misalignment)

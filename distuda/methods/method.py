@@ -4,7 +4,7 @@ The loop never asks which method it is. DDP wraps the method, so there is one fo
 a step, whatever happens inside.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -42,14 +42,14 @@ class MethodConfig(BaseModel):
     )
 
     @property
-    def needs_target_labels(self) -> bool:
-        """Whether training looks at target labels; true for oracles only."""
-        return False
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """What training looks at beside the images, by domain; without a ``target`` no target image is read."""
+        return {"source": ("label",), "target": ()}
 
     @property
-    def needs_pairs(self) -> bool:
-        """Whether training looks at the other domain's images of the target's views (`Batch.pair_BCHW`)."""
-        return False
+    def reads_if_there(self) -> tuple[str, ...]:
+        """Columns of the source that training takes into account where a relabel phase has written them."""
+        return ()
 
     @property
     def needs_trained_start(self) -> bool:
@@ -145,15 +145,14 @@ class Method(nn.Module):
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     step: Tensor
+    forward: Callable[..., Losses]
+    """``forward(source, target)``: the batches of the domains that ``config.reads`` names, augmented, on the method's
+    device, float RGB in [0, 1]."""
 
     def __init__(self, config: Any, student: Segmenter, context: Context) -> None:
         super().__init__()
         self.config, self.student, self.context = config, student, context
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, source: Batch, target: Batch) -> Losses:
-        """Both batches augmented, on the method's device, float RGB in [0, 1]."""
-        raise NotImplementedError
 
     def parameter_groups(self) -> list[Group]:
         """What each optimiser steps."""

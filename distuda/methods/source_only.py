@@ -26,16 +26,17 @@ class SourceOnly(Method):
         )
 
         @property
-        def needs_target_labels(self) -> bool:
-            """The oracle trains on target labels."""
-            return self.use_target_labels
+        def reads(self) -> dict[str, tuple[str, ...]]:
+            """Source labels; the oracle also target labels."""
+            return {"source": ("label",), **({"target": ("label",)} if self.use_target_labels else {})}
 
     config: Config
 
-    def forward(self, source: Batch, target: Batch) -> Losses:
+    def forward(self, source: Batch, target: Batch | None = None) -> Losses:
         """Source loss, and the target's when the oracle is asked for."""
         views = {"src": self.labelled_view(source)}
         if self.config.use_target_labels:
+            assert target is not None
             views["tgt"] = self.labelled_view(target)
         outputs = self.run_student(views)
         terms: dict[str, Tensor] = {}

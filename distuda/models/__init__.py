@@ -9,7 +9,7 @@ import torch
 from distuda.errors import UserError
 from distuda.models.daformer import DaformerDecoder, EncoderDecoder, MlpDecoder, StageDecoder
 from distuda.models.deeplab import DeepLabV2, Depth
-from distuda.models.hf import load_backbone
+from distuda.models.hf import load_backbone, pixel_statistics
 from distuda.models.hrda import Hrda
 from distuda.models.lite import Lite, load_imagenet
 from distuda.models.mit import MitSize, MixTransformer, initialise_mit
@@ -57,7 +57,8 @@ def _hf(config: "ModelConfig", num_classes: int) -> Segmenter:
         raise UserError("model.name=hf needs model.backbone: a folder or the id of a model on the Hugging Face hub.")
     encoder = load_backbone(config.backbone, config.weights)
     decoder = _decoder(config, encoder.channels, num_classes, 768)
-    return EncoderDecoder(num_classes, encoder, decoder, multiple=encoder.multiple)
+    statistics = pixel_statistics(config.backbone)
+    return EncoderDecoder(num_classes, encoder, decoder, statistics=statistics, multiple=encoder.multiple)
 
 
 def _decoder(config: "ModelConfig", channels: tuple[int, ...], num_classes: int, mlp_width: int) -> StageDecoder:

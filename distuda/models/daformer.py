@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distuda.models.depthwise import DepthwiseConv2d
 from distuda.models.dropout import SampleDropout
 from distuda.models.segmenter import Features, Normalise, Segmenter
-from distuda.models.weights import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
+from distuda.models.weights import IMAGENET_RGB, Statistics
 
 _DROPOUT = 0.1
 
@@ -86,19 +86,28 @@ def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequen
 
 
 class EncoderDecoder(Segmenter):
-    """Any encoder that gives stage maps, with one of the decoders above; fed with ImageNet-normalised RGB.
+    """Any encoder that gives stage maps, with one of the decoders above.
 
     Args:
         num_classes: C of the logits.
         encoder: normalised image (B, 3, H, W) to a tuple of maps, finest first.
         decoder: that tuple to logits at the finest map's size.
+        statistics: mean and standard deviation of RGB that the encoder was trained with, on the [0, 1] scale.
         multiple: images are padded below and on the right to a multiple of this, and the logits cut back, for encoders
             that take no other sizes [pixels].
     """
 
-    def __init__(self, num_classes: int, encoder: nn.Module, decoder: StageDecoder, *, multiple: int = 1) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        encoder: nn.Module,
+        decoder: StageDecoder,
+        *,
+        statistics: Statistics = IMAGENET_RGB,
+        multiple: int = 1,
+    ) -> None:
         super().__init__(num_classes)
-        self.normalise = Normalise(list(IMAGENET_MEAN_RGB), list(IMAGENET_STD_RGB))
+        self.normalise = Normalise(*map(list, statistics))
         self.encoder, self.decoder, self.multiple = encoder, decoder, multiple
 
     def encode(self, x_BCHW: Tensor) -> Features:

@@ -144,8 +144,11 @@ class DeepLabV2(Segmenter):
 
     def heads(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """(layer3, layer4) to main logits from layer4 and, in a multi-level network, auxiliary logits from layer3."""
-        layer3, layer4 = features
-        return self.main_head(layer4), None if self.aux_head is None else self.aux_head(layer3)
+        return self.main_logits(features), None if self.aux_head is None else self.aux_head(features[0])
+
+    def main_logits(self, features: Features) -> Tensor:
+        """(layer3, layer4) to main logits from layer4."""
+        return self.main_head(features[1])
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Both classifiers; they learn at ten times the trunk's rate in the papers."""

@@ -22,6 +22,7 @@ class _QuickGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+        """Gradients of the input, in its dtype, and of the kernels; stride, padding and dilation have none."""
         (grad,), (x, weight), (stride, padding, dilation) = grads, ctx.saved_tensors, ctx.geometry
         groups, kernel = x.shape[1], weight.shape[-1]
         same = stride == 1 and 2 * padding == dilation * (kernel - 1)

@@ -4,6 +4,7 @@ Hierarchical backbones (Swin, ConvNeXt, ResNet, ...) give their last four stages
 last four layers, resampled to a pyramid. Shape legend: B images, D channels, h and w cells.
 """
 
+import json
 import logging
 import math
 import re
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from distuda.errors import UserError, nearest
 from distuda.models.segmenter import Features
+from distuda.models.weights import IMAGENET_RGB, Statistics
 
 NUM_STAGES = 4
 _PYRAMID = (4.0, 2.0, 1.0, 0.5)  # size of a ViT's maps over that of its patches, finest first
 _STAGE_NORMS = "hidden_states_norms"  # transformers adds them to a backbone; no file has them
+_STATISTICS = ("image_mean", "image_std")
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +130,33 @@ def load_backbone(name: str, weights: str) -> HfEncoder:
         )
     log.warning("%s", licence_note(name))
     return HfEncoder(backbone)
+
+
+def pixel_statistics(name: str) -> Statistics:
+    """Mean and standard deviation of RGB by ``preprocessor_config.json`` beside the model, ImageNet's without that.
+
+    Args:
+        name: as for `load_backbone`.
+
+    Raises:
+        UserError: a file that cannot be read, or gives something else than three means and three positive deviations.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        given = json.loads(Path(path).read_text()) if path else {}
+        if not given.get("do_normalize", True):
+            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        mean, std = (given.get(key, usual) for key, usual in zip(_STATISTICS, IMAGENET_RGB, strict=True))
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"image_mean is {mean}, image_std {std}")
+        return tuple(map(float, mean)), tuple(map(float, std))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"preprocessor_config.json of model.backbone={name!r} cannot be used: {error}. It must hold image_mean and "
+            "image_std, three numbers each, for RGB in 0..1."
+        ) from error
 
 
 def licence_note(name: str) -> str:

@@ -34,6 +34,7 @@ class _SameConv(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H / stride, W / stride), rounded up."""
         kernel, stride, dilation = self.kernel_size[0], self.stride[0], self.dilation[0]
         padding = dilation * (kernel // 2)
         if stride > 1:  # SAME for even sizes; odd sizes get one row more, harmlessly
@@ -62,6 +63,7 @@ class _Block(nn.Module):
         self.residual = stride == 1 and cin == cout
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, cin, H, W) to (B, cout, H / stride, W / stride), rounded up."""
         y = x if self.expand is None else F.relu6(self.expand(x))
         y = self.project(F.relu6(self.depthwise(y)))
         return x + y if self.residual else y

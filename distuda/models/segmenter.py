@@ -25,12 +25,14 @@ class Output(NamedTuple):
             (``origin_B2`` is then set).
         features: what `Segmenter.encode` gave.
         origin_B2: int64 top and left of the part that ``aux`` covers, one row an image [pixels].
+        tags_BC: how likely each class is somewhere in the image, in [0, 1]; of networks that ``gives_tags`` alone.
     """
 
     main: Tensor
     aux: Tensor | None = None
     features: Features = ()
     origin_B2: Tensor | None = None
+    tags_BC: Tensor | None = None
 
     def split(self, counts: list[int]) -> list["Output"]:
         """A joint batch's output, cut back into its parts of so many images each."""
@@ -75,6 +77,7 @@ class Segmenter(nn.Module):
     normalise: Normalise
     has_aux: bool = False  # whether `heads` gives auxiliary logits
     freeze_statistics: bool = False  # batch norm by running statistics, also in training mode
+    gives_tags: bool = False  # whether `forward` also tells which classes an image holds (`Output.tags_BC`)
     one_scale: bool = True  # whether `encode` and `heads` are all of a prediction
     min_side: int = 32  # shortest side of a training image [pixels]
 
@@ -98,6 +101,10 @@ class Segmenter(nn.Module):
     def heads(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """Features to (main, auxiliary or None) logits at feature resolution, float."""
         raise NotImplementedError
+
+    def main_logits(self, features: Features) -> Tensor:
+        """The main logits of `heads`; networks with an auxiliary head do not run that one for it."""
+        return self.heads(features)[0]
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters that learn at the head's rate (freshly initialised ones)."""

@@ -8,15 +8,12 @@ Shape legend: B images, C classes, H and W pixels, h and w pixels at output stri
 import hashlib
 import logging
 
-import torch
 from torch import Tensor, nn
 
 from distuda.errors import UserError
 from distuda.models.deeplab import CAFFE_MEAN_BGR, DILATIONS, Head, HeadBranches
 from distuda.models.segmenter import Features, Normalise, Segmenter
 from distuda.models.weights import (
-    IMAGENET_MEAN_RGB,
-    IMAGENET_STD_RGB,
     PREFIXES,
     State,
     differences,
@@ -24,6 +21,7 @@ from distuda.models.weights import (
     leave_out_misfit_head,
     read_tensors,
     rename,
+    to_caffe_kernel,
     weights_file,
 )
 from distuda.storage import read_bytes
@@ -159,15 +157,12 @@ def _check(model: DeepLabV2Vgg16, state: State, renames: dict[str, str], path: s
 
 
 def _to_caffe_input(state: State, path: str) -> list[str]:
-    """Rewrite torchvision's first convolution for BGR in 0..255 minus the Caffe mean; exact but for the border.
+    """Rewrite torchvision's first convolution; the offset goes into its bias.
 
     Nothing in the tensors tells how their input was scaled, so torchvision's file is known by its checksum.
     """
     if not hashlib.sha256(read_bytes(path)).hexdigest().startswith(TORCHVISION_SHA256):
         return ["took the VGG-16 weights for Caffe's, made for BGR in 0..255; only torchvision's own file is rewritten"]
-    std_BGR = torch.tensor(IMAGENET_STD_RGB[::-1]).view(1, 3, 1, 1) * 255
-    mean_BGR = torch.tensor(IMAGENET_MEAN_RGB[::-1]) * 255
-    state["features.0.weight"] = state["features.0.weight"].float().flip(1) / std_BGR
-    offset = torch.einsum("oikl,i->o", state["features.0.weight"], torch.tensor(CAFFE_MEAN_BGR) - mean_BGR)
+    state["features.0.weight"], offset = to_caffe_kernel(state["features.0.weight"])
     state["features.0.bias"] = state["features.0.bias"].float() + offset
     return ["torchvision's VGG-16 takes mean-and-std normalised RGB: rewrote its first convolution for BGR in 0..255"]

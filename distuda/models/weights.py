@@ -10,7 +10,7 @@ import io
 import logging
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,10 @@ IMAGENET_ADVICE = (
     "and pass its path as weights, or choose weights 'none'."
 )
 
-IMAGENET_MEAN_RGB, IMAGENET_STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Statistics = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation of RGB, three values each, on the [0, 1] scale."""
+
+IMAGENET_RGB: Statistics = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 log = logging.getLogger(__name__)
 
@@ -174,14 +177,8 @@ def _trained_on_unit_input(state: State) -> bool:
 
 
 def _to_caffe_input(state: State, depth: int) -> list[str]:
-    """Rewrite conv1 and bn1 for BGR in 0..255 minus the Caffe mean; exact but for the zero-padded border.
-
-    Scale and channel order go into the kernel, the difference of the two means into the running mean.
-    """
-    std_BGR = torch.tensor(IMAGENET_STD_RGB[::-1]).view(1, 3, 1, 1) * 255
-    mean_BGR = torch.tensor(IMAGENET_MEAN_RGB[::-1]) * 255
-    state["conv1.weight"] = state["conv1.weight"].float().flip(1) / std_BGR
-    offset = torch.einsum("oikl,i->o", state["conv1.weight"], torch.tensor(CAFFE_MEAN_BGR) - mean_BGR)
+    """Rewrite conv1 and bn1 for BGR in 0..255 minus the Caffe mean; the offset goes into the running mean."""
+    state["conv1.weight"], offset = to_caffe_kernel(state["conv1.weight"])
     state["bn1.running_mean"] = state["bn1.running_mean"].float() - offset
     notes = ["the trunk was trained on mean-and-std normalised RGB: rewrote its first convolution for BGR in 0..255"]
     if depth != 18:
@@ -233,6 +230,20 @@ def read_tensors(path: str) -> State:
     if not isinstance(loaded, Mapping) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise UserError(f"{path!r} is no state dict (tensors by name). Save model.state_dict() and pass that file.")
     return dict(loaded)
+
+
+def to_caffe_kernel(kernel_OIkl: Tensor) -> tuple[Tensor, Tensor]:
+    """A first convolution for mean-and-std normalised RGB, rewritten for BGR in 0..255 minus the Caffe mean.
+
+    Exact but for the zero-padded border.
+
+    Returns:
+        the float32 kernel with scale and channel order in it, and what to add to its outputs, (O,), for the difference
+        of the two means.
+    """
+    mean_BGR, std_BGR = (torch.tensor(values[::-1]) * 255 for values in IMAGENET_RGB)
+    kernel_OIkl = kernel_OIkl.float().flip(1) / std_BGR.view(1, 3, 1, 1)
+    return kernel_OIkl, torch.einsum("oikl,i->o", kernel_OIkl, torch.tensor(CAFFE_MEAN_BGR) - mean_BGR)
 
 
 def leave_out(state: State, pattern: str, what: str) -> list[str]:

@@ -49,7 +49,7 @@ class Side:
     def data_uri(self) -> str:
         """Where the evaluated images lie."""
         recipe = self.run.recipe
-        return str(self.evaluation.get("uri") or recipe.evaluation.uri or recipe.target.uri)
+        return str(self.evaluation.get("uri") or recipe.evaluation.uri or recipe.target.uri or recipe.source.uri)
 
     @property
     def miou(self) -> float | None:

@@ -54,7 +54,11 @@ def scores(row: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) ->
         table.add_row(
             "mIoU", *_cells(row["miou"], baseline["miou"] if baseline else None, bool(baseline)), style="bold"
         )
+    if "coverage" in row:
+        table.add_row("share of labelled pixels that are not ignored", _percent(row["coverage"]))
     for name in ("information_maximisation", "entropy"):
+        if name not in row:
+            continue
         before = [f"{baseline[name]:.3f}"] if baseline else []
         after = [f"{row[name] - baseline[name]:+.3f}"] if baseline else []
         table.add_row(f"{name} (label-free)", *before, f"{row[name]:.3f}", *after, style="dim")

@@ -1,0 +1,60 @@
+"""A relabel phase as a Ray Data job: row groups go to a pool of actors that hold the network."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from distuda import storage
+from distuda.cluster.local import num_cores, quiet_data, start_ray
+from distuda.data.dataset import Dataset
+from distuda.recipe import RelabelRecipe
+
+
+class Actor:
+    """One of the pool.
+
+    Args:
+        options: what `distuda.relabel.job.Worker` takes.
+        threads: of its arithmetic.
+    """
+
+    def __init__(self, options: dict[str, Any], threads: int) -> None:
+        from distuda.relabel.job import Worker
+
+        torch.set_num_threads(threads)
+        self.worker = Worker(**options)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Numbers of row groups to the samples each has."""
+        with torch.inference_mode():
+            return {"count": np.asarray([self.worker(int(number)) for number in batch["number"]])}
+
+
+def on_actors(recipe: RelabelRecipe, dataset: Dataset, left: Sequence[int], columns: Sequence[str]) -> Iterator[int]:
+    """Relabel row groups by ``recipe.workers`` actors; gives the samples of each as it is done."""
+    import ray
+    import ray.data
+
+    start_ray(num_cpus=max(num_cores(), recipe.workers) + 1)
+    quiet_data()
+    workers = min(recipe.workers, len(left))
+    have = ray.cluster_resources()
+    use_gpu = recipe.device == "cuda" or (recipe.device == "auto" and have.get("GPU", 0) > 0)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, num_cores() // workers))
+    where = recipe.model_copy(update={"out": _absolute(recipe.out), "init_from": _absolute(recipe.init_from)})
+    options = {"recipe": where, "dataset": dataset.absolute(), "columns": list(columns)}
+    numbers = ray.data.from_items([{"number": number} for number in left], override_num_blocks=len(left))
+    counts = numbers.map_batches(
+        Actor, fn_constructor_args=(options, threads), batch_size=1, concurrency=workers, num_cpus=1,
+        num_gpus=1 if use_gpu else None,
+    )  # fmt: skip
+    for row in counts.iter_rows():
+        yield int(row["count"])
+
+
+def _absolute(uri: str | None) -> str | None:
+    """Actors do not live where the user is."""
+    return storage.filesystem(uri)[1] if uri is not None and storage.is_local(uri) else uri

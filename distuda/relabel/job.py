@@ -1,0 +1,159 @@
+"""Run a relabel phase: every row group of a data set looked at once, in this process or by Ray actors.
+
+A row group's columns appear whole or not at all, so a phase that was interrupted goes on with those that are missing.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import Progress
+
+from distuda import storage
+from distuda.data.columns import COLUMNS, finish, groups_done, open_columns, write_group
+from distuda.data.dataset import Dataset, open_dataset, rows_of
+from distuda.data.shards import count_pixels
+from distuda.engine.loop import choose_device
+from distuda.engine.run import open_run
+from distuda.errors import UserError
+from distuda.recipe import Domain, RelabelRecipe
+from distuda.relabel import RELABELS, Relabeller
+from distuda.relabel.relabeller import Task, encode_map
+
+RELABEL = "relabel.yaml"
+"""The resolved recipe of a relabel phase, in its folder."""
+
+
+def relabel(recipe: RelabelRecipe) -> str:
+    """Write the phase's columns and give its folder; with ``resume``, only those that are missing.
+
+    Raises:
+        UserError: data without what the phase looks at, no network where one is needed, a folder that holds others.
+    """
+    dataset, kind = open_domain(recipe), RELABELS[recipe.relabel.name]
+    assert recipe.out is not None
+    require_fresh(recipe)
+    storage.write_bytes(storage.join(recipe.out, RELABEL), OmegaConf.to_yaml(_described(recipe)).encode())
+    columns = [*kind.reads, *(column for column in kind.reads_if_there if dataset.holds(column))]
+    left = sorted(set(range(len(dataset.groups))) - groups_done(recipe.out))
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        title = f"{recipe.relabel.name}: looking at {len(dataset)} images"
+        done = len(dataset) - sum(dataset.rows_per_group[number] for number in left)
+        task = progress.add_task(title, total=len(dataset), completed=done)
+        for count in _work(recipe, dataset, left, columns):
+            progress.advance(task, count)
+    if not storage.exists(storage.join(recipe.out, COLUMNS)):
+        finish(recipe.out, dataset, kind.writes)
+    return recipe.out
+
+
+def open_domain(recipe: RelabelRecipe, coming: Collection[str] = ()) -> Dataset:
+    """The data set that a phase looks at, with every column it needs but for those still ``coming``."""
+    domain: Domain = getattr(recipe, recipe.relabel.domain)
+    if domain.uri is None:
+        raise UserError(f"relabel {recipe.relabel.name!r} looks at the {recipe.relabel.domain}, and its uri is none.")
+    dataset = open_dataset(domain.uri, domain.columns)
+    for column in set(RELABELS[recipe.relabel.name].reads) - set(coming):
+        try:
+            dataset.require(column)
+        except UserError as error:
+            raise UserError(f"relabel {recipe.relabel.name!r} looks at {column!r}: {error}") from None
+    return dataset
+
+
+def require_fresh(recipe: RelabelRecipe) -> None:
+    """Refuse a folder that holds another relabel phase, or this one unless it is to be resumed."""
+    assert recipe.out is not None
+    if not storage.exists(storage.join(recipe.out, RELABEL)):
+        return
+    if not recipe.resume:
+        raise UserError(f"out={recipe.out!r} holds a relabel phase already. Add resume=true, or choose another.")
+    if read_relabel(recipe.out) != _described(recipe):
+        raise UserError(f"cannot go on with {recipe.out!r}: it was begun with another recipe. Choose another out.")
+
+
+def _described(recipe: RelabelRecipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude={"out", "resume", "workers", "device"})
+
+
+def read_relabel(uri: str) -> dict[str, Any]:
+    """What a relabel phase's folder says of itself."""
+    values = OmegaConf.to_container(OmegaConf.create(storage.read_bytes(storage.join(uri, RELABEL)).decode()))
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items()}
+
+
+def is_finished(recipe: RelabelRecipe) -> bool:
+    """Whether all of the phase's columns are there."""
+    assert recipe.out is not None
+    return storage.exists(storage.join(recipe.out, COLUMNS))
+
+
+def holds_labels(uri: str) -> bool:
+    """Whether a folder is a relabel phase's."""
+    return storage.exists(storage.join(uri, RELABEL))
+
+
+def open_labels(uri: str) -> Dataset:
+    """The data set that a finished relabel phase looked at, with the phase's columns."""
+    values = read_relabel(uri)
+    domain = values[values["relabel"]["domain"]]
+    dataset = open_dataset(domain["uri"], domain["columns"])
+    return open_dataset(domain["uri"], [*domain["columns"], open_columns(uri, dataset.manifest.content_hash).uri])
+
+
+class Worker:
+    """One process that relabels row groups; what it needs is loaded once.
+
+    Args:
+        recipe: of the phase.
+        dataset: with local paths that hold where this process lives.
+        columns: to read.
+    """
+
+    def __init__(self, recipe: RelabelRecipe, dataset: Dataset, columns: Sequence[str]) -> None:
+        assert recipe.out is not None
+        self.out, self.dataset, self.columns = recipe.out, dataset, list(columns)
+        self.relabeller = build(recipe, dataset)
+
+    def __call__(self, number: int) -> int:
+        """Relabel one row group; gives how many samples it has."""
+        window = self.dataset.group_window(number)
+        rows = [self._row(row) for row in rows_of(self.dataset.read_window(window, self.columns))]
+        write_group(self.out, number, rows, self.relabeller.writes)
+        return len(rows)
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        maps = {name: encode_map(values) for name, values in self.relabeller(row).items()}
+        counts = count_pixels(maps["label"], str(row["key"]), self.dataset.table.num_classes)
+        return {"key": row["key"], **maps, "class_pixels": counts}
+
+
+def build(recipe: RelabelRecipe, dataset: Dataset) -> Relabeller:
+    """The phase's relabeller with its network on the recipe's device."""
+    kind = RELABELS[recipe.relabel.name]
+    domain: Domain = getattr(recipe, recipe.relabel.domain)
+    task = Task(dataset.table, size=domain.size, bf16=recipe.precision == "bf16")
+    if kind.needs_network:
+        if recipe.init_from is None:
+            raise UserError(f"relabel {recipe.relabel.name!r} needs a trained network. Name its run with init_from.")
+        run = open_run(recipe.init_from)
+        if run.table.classes != dataset.table.classes:
+            raise UserError(f"the network at {recipe.init_from!r} knows other classes than {dataset.uri!r}.")
+        task.network = run.predictor.to(choose_device(recipe)).eval()
+    return kind(recipe.relabel, task)
+
+
+def _work(recipe: RelabelRecipe, dataset: Dataset, left: Sequence[int], columns: Sequence[str]) -> Iterator[int]:
+    if not left:
+        return
+    if recipe.workers:
+        from distuda.cluster.relabel import on_actors
+
+        yield from on_actors(recipe, dataset, left, columns)
+        return
+    worker = Worker(recipe, dataset, columns)
+    with torch.inference_mode():
+        yield from map(worker, left)
