@@ -95,6 +95,7 @@ class ModelConfig(Section):
 
     name: Literal[
         "lite", "deeplabv2_resnet101", "deeplabv2_resnet50", "deeplabv2_resnet18", "deeplabv2_vgg16",
+        "deeplab_largefov_vgg16",
         "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5", "hf",
     ] = Field("lite", description="architecture")  # fmt: skip
     weights: str = Field(
@@ -137,9 +138,13 @@ class OptimizerConfig(Section):
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     betas: tuple[float, float] = Field((0.9, 0.999), description="of adamw")
-    schedule: Literal["poly", "constant"] = Field("poly", description="how all learning rates decay")
+    schedule: Literal["poly", "step", "constant"] = Field("poly", description="how all learning rates decay")
     poly_power: float = Field(0.9, gt=0, description="lr * (1 - step / decay_steps) ** this")
     decay_steps: int | None = Field(None, ge=1, description="step at which poly reaches 0, none = steps [steps]")
+    step_at: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0.4], description="with schedule=step, shares of decay_steps at which rates are multiplied by step_factor"
+    )
+    step_factor: float = Field(0.1, gt=0, le=1, description="with schedule=step")
     warmup_steps: int = Field(0, ge=0, description="linear rise of the student's learning rate from near 0 [steps]")
     clip_norm: float | None = Field(
         None, gt=0, description="largest gradient norm of all parameters together, none = off"

@@ -4,6 +4,12 @@
     class_map   uint8 (N, H, W), train ids, at input size
     confidence  float32 (N, H, W), the largest softmax probability, in (0, 1]
     logits      float32 (N, C, H, W), only on request
+    tags        float32 (N, C), how likely each class is somewhere in the image, in [0, 1]; of networks that know
+                (``Segmenter.gives_tags``)
+
+A classifier that shows where it looked (``Segmenter.gives_heat``) has heat maps for logits. They are no softmax's, so
+its confidence is the largest heat itself, in [0, 1], bilinear between places; property ``confidence`` of the file says
+which of the two it is, ``probability`` or ``heat``.
 
 Everything between lies in the graph: division by 255, the resize to the evaluation size, normalisation, the network,
 the resize of the logits back to input size, softmax and arg-max.
@@ -51,20 +57,30 @@ class Deployed(nn.Module):
         super().__init__()
         self.model, self.size = model, size
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """uint8 (B, H, W, 3) to class map uint8 (B, H, W), confidence (B, H, W) and logits (B, C, H, W), float32."""
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """uint8 (B, H, W, 3) to class map uint8 (B, H, W), confidence (B, H, W) and logits (B, C, H, W), float32.
+
+        A network that ``gives_tags`` has their scores (B, C) as a fourth.
+        """
         x_BCHW = image.permute(0, 3, 1, 2).float()
         if self.size is not None:
             x_BCHW = resize_as_trained(x_BCHW, self.size)
-        logits_BCHW = self.model(x_BCHW / 255).main
+        output = self.model(x_BCHW / 255)
+        logits_BCHW = output.main
         if self.size is not None:
             logits_BCHW = F.interpolate(
                 logits_BCHW, size=image.shape[1:3], mode="bilinear", align_corners=self.model.align_corners
             )
-        # The largest softmax probability, written out: Softmax over channels costs onnxruntime as much as the network.
+        answers = logits_BCHW.argmax(1).to(torch.uint8), self.confidence(logits_BCHW), logits_BCHW
+        return answers if output.tags_BC is None else (*answers, output.tags_BC)
+
+    def confidence(self, logits_BCHW: Tensor) -> Tensor:
+        """Of the chosen class, (B, H, W): its softmax probability, or its heat."""
         top_B1HW = logits_BCHW.amax(1, keepdim=True)
-        confidence_BHW = (logits_BCHW - top_B1HW).exp().sum(1).reciprocal()
-        return logits_BCHW.argmax(1).to(torch.uint8), confidence_BHW, logits_BCHW
+        if self.model.gives_heat:
+            return top_B1HW[:, 0]
+        # The largest softmax probability, written out: Softmax over channels costs onnxruntime as much as the network.
+        return (logits_BCHW - top_B1HW).exp().sum(1).reciprocal()
 
 
 def resize_as_trained(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -128,7 +144,7 @@ def build_onnx(
             deployed,
             (torch.zeros(_TRACE_SHAPE, dtype=torch.uint8),),
             input_names=["image"],
-            output_names=["class_map", "confidence", "logits"],
+            output_names=["class_map", "confidence", "logits", *["tags"] * model.gives_tags],
             dynamic_shapes=(_AXES,),
             opset_version=OPSET,
             dynamo=True,
@@ -139,7 +155,7 @@ def build_onnx(
     _forget_origin(proto)
     if not with_logits:
         del proto.graph.output[2]
-    _describe(proto, table, size, metadata)
+    _describe(proto, table, size, {**metadata, "confidence": "heat" if model.gives_heat else "probability"})
     onnx.checker.check_model(proto, full_check=True)
     return bytes(proto.SerializeToString())
 

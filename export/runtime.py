@@ -2,6 +2,7 @@
 
     predictor = Predictor("model.onnx")
     class_map, confidence = predictor.predict(image)          # uint8 RGB (H, W, 3)
+    tags = predictor.run(image[None]).get("tags")             # (1, C), of files that know what is in an image
     summary = predict_files("model.onnx", ["frames/", "drive.mp4", "s3://bucket/val/*.jpg"], "out")
 
 Shape legend: N images, H and W pixels, C colour channels.
@@ -48,7 +49,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         class_map: uint8 train ids, (H, W) or (N, H, W), at the image's size.
-        confidence: float32 in (0, 1], the probability of the chosen class, same shape.
+        confidence: float32 in [0, 1], the probability of the chosen class, or its heat (property ``confidence`` of the
+            file), same shape.
     """
 
     class_map: NDArray[np.uint8]
@@ -102,7 +104,11 @@ class Predictor:
         return Prediction(class_map, confidence) if image.ndim == 4 else Prediction(class_map[0], confidence[0])
 
     def run(self, image_NHWC: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """Every output of the graph by its name; ``logits`` is there if it was exported."""
+        """Every output of the graph by its name.
+
+        ``logits`` is there if it was exported, ``tags`` (float32 (N, C), how likely each class is somewhere in the
+        image) if the network knows them.
+        """
         names = [output.name for output in self.session.get_outputs()]
         try:
             values = self.session.run(names, {"image": np.ascontiguousarray(image_NHWC)})

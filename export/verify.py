@@ -28,6 +28,7 @@ from distuda.engine.run import Run, open_run
 from distuda.errors import UserError
 from distuda.metrics.confusion import Confusion
 from distuda.models.segmenter import Segmenter
+from distuda.models.tags import Prohibiting
 from export.onnx import Deployed, build_onnx
 from export.runtime import Predictor
 
@@ -55,11 +56,13 @@ class Limits:
         agreement: least share of pixels with the same class, at every size.
         confidence: largest difference of any confidence.
         miou: largest difference of mIoU, over the classes that the labels show.
+        tags: largest difference of any tag's score.
     """
 
     agreement: float = 0.999
     confidence: float = 0.01
     miou: float = 0.001
+    tags: float = 0.001
 
 
 class Case(NamedTuple):
@@ -79,7 +82,9 @@ class Row:
         sizes: (height, width) that occurred.
         num_images, num_pixels: compared.
         num_agreeing: pixels with the same class.
-        confidence_error, logit_error: largest absolute differences; the latter None when the file has no logits.
+        num_undecided: images of which only the tags are compared (`_decided`).
+        confidence_error, logit_error, tag_error: largest absolute differences; the latter two None when the file has
+            no logits, or no tags.
         torch_s, onnx_s: seconds of the first (cold) call and of each later one at the first size, one batch each.
     """
 
@@ -88,15 +93,17 @@ class Row:
     num_images: int = 0
     num_pixels: int = 0
     num_agreeing: int = 0
+    num_undecided: int = 0
     confidence_error: float = 0.0
     logit_error: float | None = None
+    tag_error: float | None = None
     torch_s: list[float] = field(default_factory=list)
     onnx_s: list[float] = field(default_factory=list)
 
     @property
     def agreement(self) -> float:
-        """Share of pixels with the same class, in [0, 1]."""
-        return self.num_agreeing / self.num_pixels
+        """Share of pixels with the same class, in [0, 1]; NaN where no image is left to compare."""
+        return self.num_agreeing / self.num_pixels if self.num_pixels else float("nan")
 
 
 @dataclass
@@ -125,12 +132,16 @@ class Report:
         """What lies beyond the limits, in words; empty when the file is right."""
         failed = []
         for row in self.rows:
-            if row.agreement < limits.agreement:
+            if not row.num_pixels:
+                failed.append(f"{row.name}: each image has a tag on the threshold, so no class map can be compared")
+            elif row.agreement < limits.agreement:
                 failed.append(f"{row.name}: {row.agreement:.4%} of pixels agree, {limits.agreement:.4%} are needed")
             if not row.confidence_error <= limits.confidence:  # NaN fails too
                 failed.append(
                     f"{row.name}: confidence differs by {row.confidence_error:.3g}, limit {limits.confidence:g}"
                 )
+            if row.tag_error is not None and not row.tag_error <= limits.tags:
+                failed.append(f"{row.name}: scores of tags differ by {row.tag_error:.3g}, limit {limits.tags:g}")
         if self.miou_torch is not None and self.miou_onnx is not None:
             difference = abs(self.miou_torch - self.miou_onnx)
             if not difference <= limits.miou:
@@ -153,15 +164,9 @@ class Report:
         table = Table(
             title=f"ONNX against torch ({self.provider}, loaded in {self.load_s:.2f} s)", caption=self._caption()
         )
-        for heading in (
-            "size",
-            "images",
-            "same class",
-            "confidence",
-            "logits",
-            "torch cold / warm",
-            "onnx cold / warm",
-        ):
+        headings = ["size", "images", "same class", "confidence", "logits", "torch cold / warm", "onnx cold / warm"]
+        has_tags = any(row.tag_error is not None for row in self.rows)
+        for heading in [*headings, *["tags"] * has_tags]:
             table.add_column(heading, justify="left" if heading == "size" else "right")
         for row in self.rows:
             first = min(row.sizes)
@@ -174,6 +179,7 @@ class Report:
                 "" if row.logit_error is None else f"{row.logit_error:.1e}",
                 _latency(row.torch_s),
                 _latency(row.onnx_s),
+                *[f"{row.tag_error:.1e}"] * has_tags,
             )
         return table
 
@@ -184,6 +190,8 @@ class Report:
         if self.agreement_evaluated is not None:
             scored = "" if self.miou_evaluated is None else f" (mIoU {self.miou_evaluated:.2%})"
             lines.append(f"{self.agreement_evaluated:.2%} same class as evaluation{scored}")
+        if undecided := sum(row.num_undecided for row in self.rows):
+            lines.append(f"{undecided} images with a tag on the threshold: only their tags are compared")
         return "\n".join(lines)
 
 
@@ -244,18 +252,41 @@ def _compare(row: Row, case: Case, deployed: Deployed, predictor: Predictor, sco
     row.torch_s += seconds
     given, seconds = _timed(lambda: predictor.run(case.image_BHWC), repeats)
     row.onnx_s += seconds
-    class_map, confidence, logits = (tensor.numpy() for tensor in expected)
+    class_map, confidence, logits, *tags = (tensor.numpy() for tensor in expected)
     row.sizes.add((class_map.shape[1], class_map.shape[2]))
     row.num_images += len(class_map)
-    row.num_pixels += class_map.size
-    row.num_agreeing += int((class_map == given["class_map"]).sum())
-    row.confidence_error = float(np.maximum(row.confidence_error, np.abs(confidence - given["confidence"]).max()))
+    decided = np.ones(len(class_map), bool)
+    if tags:
+        row.tag_error = _larger(row.tag_error, tags[0], given["tags"])
+        decided = _decided(deployed.model, tags[0], given["tags"])
+        row.num_undecided += int((~decided).sum())
+    row.num_pixels += class_map[decided].size
+    row.num_agreeing += int((class_map == given["class_map"])[decided].sum())
+    row.confidence_error = _larger(row.confidence_error, confidence[decided], given["confidence"][decided])
     if "logits" in given:
-        row.logit_error = float(np.maximum(row.logit_error or 0.0, np.abs(logits - given["logits"]).max()))
+        row.logit_error = _larger(row.logit_error, logits[decided], given["logits"][decided])
     if case.label_BHW is not None:
-        label = torch.from_numpy(case.label_BHW.copy())
+        label = torch.from_numpy(case.label_BHW[decided].copy())
         for score, prediction in zip(scores, (class_map, given["class_map"]), strict=True):
-            score.update(torch.from_numpy(prediction), label)
+            score.update(torch.from_numpy(prediction[decided]), label)
+
+
+def _larger(error: float | None, expected: NDArray[np.float32], given: NDArray[np.float32]) -> float:
+    """The largest absolute difference so far; NaN stays NaN."""
+    return float(np.maximum(error or 0.0, np.abs(expected - given).max(initial=0.0)))
+
+
+def _decided(
+    model: Segmenter, expected_NC: NDArray[np.float32], given_NC: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """Images whose class maps must agree, (N,).
+
+    Where the score of a tag lies on the threshold of a prohibiting network, rounding decides whether the class may
+    appear, and with it any number of pixels: both answers are right, as long as the scores agree.
+    """
+    if not isinstance(model, Prohibiting):
+        return np.ones(len(expected_NC), bool)
+    return np.asarray(((expected_NC >= model.threshold) == (given_NC >= model.threshold)).all(axis=1))
 
 
 def _timed(function: Callable[[], Result], repeats: int) -> tuple[Result, list[float]]:

@@ -398,6 +398,8 @@ def test_poly_decay_head_factor_and_warm_up() -> None:
     constant = rates(OptimizerConfig(lr=1.0, schedule="constant"), 3)
     assert [row[0] for row in constant] == [1, 1, 1]
     assert rates(OptimizerConfig(lr=1.0, decay_steps=2, poly_power=1), 4)[3][0] == 0
+    stairs = rates(OptimizerConfig(lr=1.0, schedule="step", step_at=[0.4, 0.8], step_factor=0.5), 5)
+    assert [row[0] for row in stairs] == [1, 1, 0.5, 0.5, 0.25]
 
 
 def test_norms_and_biases_do_not_decay_with_adamw() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distuda.errors import UserError
 from distuda.models import build_model, vgg
-from distuda.models.vgg import DeepLabV2Vgg16, initialise_vgg, load_vgg
+from distuda.models.vgg import DeepLabLargeFovVgg16, DeepLabV2Vgg16, initialise_vgg, load_vgg
 
 torch.set_num_threads(1)
 
@@ -145,7 +145,86 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_by_recipe() -> None:
-    model = build_model(tiny_recipe("model.name=deeplabv2_vgg16").model, 4)
-    assert isinstance(model, DeepLabV2Vgg16)
+    for name, kind in (("deeplabv2_vgg16", DeepLabV2Vgg16), ("deeplab_largefov_vgg16", DeepLabLargeFovVgg16)):
+        assert isinstance(build_model(tiny_recipe(f"model.name={name}").model, 4), kind)
     with pytest.raises(UserError, match=r"only for model.name=hf"):
         build_model(tiny_recipe("model.name=deeplabv2_vgg16", "model.backbone=x").model, 4)
+
+
+# DeepLab-LargeFOV ----------------------------------------------------------------------------------------------------
+
+CAFFE = [f"conv{block}_{i}" for block, count in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, count + 1)]
+
+
+def deeplab_start() -> dict[str, Tensor]:
+    """State dict of DeepLab's vgg16_20M, the ImageNet network with thinned fc6 and fc7, under Caffe's names."""
+    state, before = {}, 3
+    for name, width, side in zip([*CAFFE, "fc6", "fc7"], [*WIDTHS, 1024, 1024], [3] * 14 + [1], strict=True):
+        state[f"{name}.weight"] = torch.randn(width, before, side, side) * 0.01
+        state[f"{name}.bias"] = torch.randn(width)
+        before = width
+    return state
+
+
+@pytest.fixture(scope="module")
+def large_fov() -> DeepLabLargeFovVgg16:
+    torch.manual_seed(0)
+    return DeepLabLargeFovVgg16(5)
+
+
+def test_layers_of_large_fov(large_fov: DeepLabLargeFovVgg16) -> None:
+    convolutions = [m for m in large_fov.features if isinstance(m, nn.Conv2d)]
+    assert [(c.kernel_size[0], c.dilation[0]) for c in convolutions[-5:]] == [(3, 2)] * 3 + [(3, 12), (1, 1)]
+    assert [m.stride for m in large_fov.features if isinstance(m, nn.MaxPool2d)] == [2, 2, 2, 1, 1]
+    count = 14_714_688 + (512 * 9 * 1024 + 1024) + (1024 * 1024 + 1024) + (1024 * 5 + 5)
+    assert sum(p.numel() for p in large_fov.parameters()) == count
+    assert sum(p.numel() for p in large_fov.head_parameters()) == 1024 * 5 + 5
+
+
+def test_shapes_of_large_fov(large_fov: DeepLabLargeFovVgg16) -> None:
+    for height, width, h, w in ((65, 81, 9, 11), (33, 50, 5, 7)):  # 321 pixels give 41, as in the paper
+        with torch.no_grad():
+            output = large_fov(torch.rand(1, 3, height, width))
+        assert output.main.shape == (1, 5, height, width) and output.aux is None
+        assert [feature.shape for feature in output.features] == [(1, 1024, h, w)]
+        assert float(output.main.abs().max()) < 20
+
+
+def test_large_fov_drops_channels_by_seed_and_only_while_it_learns(large_fov: DeepLabLargeFovVgg16) -> None:
+    image, seed_B = torch.rand(2, 3, 33, 33), torch.tensor([5, 6])
+    with torch.no_grad():
+        plain = large_fov.train()(image).main
+        learning, again, other = (large_fov(image, seed).features[0] for seed in (seed_B, seed_B, seed_B + 1))
+        large_fov.eval()
+        assert torch.equal(plain, large_fov(image).main) and torch.equal(plain, large_fov(image, seed_B).main)
+    assert torch.equal(learning, again) and not torch.equal(learning, other)
+    whole = (learning == 0).all(dim=(2, 3)).float().mean()
+    assert 0.4 < float(whole) < 0.95  # half of the channels, and those that are never active
+
+
+def test_image_classifier_gives_large_fov_its_trunk_under_its_own_names(tmp_path: Path) -> None:
+    theirs, model = image_classifier(), DeepLabLargeFovVgg16(5)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    notes = initialise_vgg(model, save(tmp_path, theirs))
+    assert "1000 classes" in notes[0] and "Caffe" in notes[1]
+    ours = model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs if name.startswith("features."))
+    left = [name for name in ours if torch.equal(ours[name], fresh[name])]
+    assert left == [n for n in ours if n not in theirs] and len(left) == 6  # fc6, fc7 and the classifier
+
+
+def test_deeplabs_own_start_fills_all_but_the_classifier(tmp_path: Path) -> None:
+    theirs, model = deeplab_start(), DeepLabLargeFovVgg16(5)
+    head = model.main_head.weight.clone()
+    path = save(tmp_path, theirs)
+    (note,) = load_vgg(model, path)
+    assert "Caffe" in note
+    convolutions = [m for m in model.features if isinstance(m, nn.Conv2d)]
+    for name, convolution in zip([*CAFFE, "fc6", "fc7"], convolutions, strict=True):
+        assert torch.equal(convolution.weight, theirs[f"{name}.weight"]), name
+    assert torch.equal(model.main_head.weight, head)
+    with pytest.raises(UserError, match=r"DeepLab-v2 on VGG-16.*fc7.weight \(1024, 1024, 1, 1\), the model's"):
+        load_vgg(DeepLabV2Vgg16(5), path)
+    other = DeepLabLargeFovVgg16(5)
+    assert load_vgg(other, save(tmp_path, model.state_dict())) == []
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))

@@ -1,18 +1,21 @@
 """Recipes of phases: what each phase is made of, that they go on from one another, and what is refused."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from settings import TINY
+from settings import TABLE, TINY, tiny_samples
 
+import distuda.phases as running
 from distuda.cli import main
+from distuda.data.shards import write_shards
 from distuda.engine.run import open_run, read_rows
 from distuda.errors import UserError
 from distuda.phases import train_phases
-from distuda.plan import PHASES, Phase, load_phases, phase_folders, to_yaml
-from distuda.recipe import load_recipe
+from distuda.plan import PHASES, Phase, fewer_rounds, load_phases, phase_folders, to_yaml
+from distuda.recipe import RelabelRecipe, load_recipe
 
 TWO = """
 steps: 9
@@ -149,7 +152,7 @@ def test_all_phases_are_checked_before_the_first_trains(tmp_path: Path, domains:
     path = written(tmp_path, REGRESSION)
     words = [*WORDS, *domains, f"out={tmp_path / 'run'}"]
     for word, says in (
-        ("phases.regression.method.pairs=given", "has none. Prepare it with --pairs"),
+        ("phases.regression.method.pairs=given", "has no pairs.* Prepare it with --pairs"),
         ("phases.regression.init_from=none", "goes on from a trained network"),
     ):
         with pytest.raises(UserError, match=f"phase 'regression'.*{says}"):
@@ -164,3 +167,126 @@ def test_a_folder_of_phases_names_its_runs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run/adapted, .*run/teacher"):
         open_run(str(tmp_path / "run"))
     assert phase_folders(str(tmp_path / "elsewhere")) == []
+
+
+# Rounds and relabel phases -------------------------------------------------------------------------------------------
+
+ERASING = """
+steps: 2
+rounds: 3
+target: {uri: none}
+evaluation: {uri: none}
+phases:
+- repeat:
+  - {name: classify, method: classify, init_from: none}
+  - {name: erase, relabel: erase}
+- {name: masks, relabel: {name: compose}}
+- {name: segment, method: psl, init_from: none}
+- {name: own, relabel: predict, source: {columns: [erase]}}
+- {name: again, method: psl}
+"""
+
+
+def test_rounds_are_unrolled_and_columns_go_from_phase_to_phase(tmp_path: Path) -> None:
+    path = written(tmp_path, ERASING)
+    phases = load_phases(path, ["out=o", "rounds=2", "phases.erase.relabel.share=0.3", "phases.erase_2.workers=1"])
+    names = ["classify_1", "erase_1", "classify_2", "erase_2", "masks", "segment", "own", "again"]
+    assert [phase.name for phase in phases] == names
+    columns = {phase.name: phase.recipe.source.columns for phase in phases}
+    assert columns["classify_1"] == columns["erase_1"] == []
+    assert columns["classify_2"] == columns["erase_2"] == ["o/erase_1"]
+    assert columns["masks"] == columns["own"] == ["o/erase_2"]
+    assert columns["segment"] == ["o/masks"] and columns["again"] == ["o/own"]
+    starts = {phase.name: phase.recipe.init_from for phase in phases}
+    assert starts["classify_2"] is None and starts["erase_2"] == starts["masks"] == "o/classify_2"
+    assert starts["own"] == starts["again"] == "o/segment"
+    one, two = phases[1].recipe, phases[3].recipe
+    assert isinstance(one, RelabelRecipe) and isinstance(two, RelabelRecipe)
+    assert one.relabel.share == two.relabel.share == 0.3  # type: ignore[attr-defined]
+    assert (one.workers, two.workers) == (0, 1)
+
+
+def test_shared_columns_stay_beside_those_of_phases(tmp_path: Path) -> None:
+    path = written(tmp_path, ERASING)
+    phases = {phase.name: phase.recipe for phase in load_phases(path, ["out=o", "source.columns=[mine]"])}
+    assert phases["classify_1"].source.columns == ["mine"] and phases["masks"].source.columns == ["mine", "o/erase_3"]
+
+
+def test_unrolled_phases_are_read_back(tmp_path: Path) -> None:
+    phases = load_phases(written(tmp_path, ERASING), ["out=o"])
+    again = load_phases(written(tmp_path, to_yaml(phases), "again.yaml"))
+    assert [(phase.name, phase.recipe) for phase in again] == [(phase.name, phase.recipe) for phase in phases]
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / PHASES).write_text(to_yaml(phases))
+    assert [Path(folder).name for folder in phase_folders(str(tmp_path / "o"))] == [phase.name for phase in phases]
+
+
+def test_what_followed_a_round_that_is_left_out_follows_the_one_before(tmp_path: Path) -> None:
+    phases = load_phases(written(tmp_path, ERASING), ["out=o"])
+    assert fewer_rounds(phases, 2) == [
+        replace(phase, stop_ratio=None) for phase in load_phases(str(tmp_path / "phases.yaml"), ["out=o", "rounds=2"])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["rounds=0"], ["rounds=0 is not valid", "at least 1"]),
+        (["rounds=two"], ["rounds='two' is not valid"]),
+        (["stop_ratio=-1"], ["stop_ratio=-1 is not valid", "greater than 0"]),
+        (["phases.masks.relabel.saliency_treshold=1"], ["phase 'masks'", "did you mean 'saliency_threshold'"]),
+        (["phases.erase_9.workers=1"], ["no phase 'erase_9'", "erase_3"]),
+        (["phases.masks.relabel=compos"], ["phase 'masks'", "not a relabel phase", "did you mean 'compose'"]),
+        (["phases.masks.steps=3"], ["phase 'masks'", "unknown field 'steps'"]),
+        (["stpes=3"], ["unknown field 'stpes', did you mean 'steps'"]),
+    ],
+)
+def test_a_mistake_in_rounds_or_relabel_phases_is_named(words: list[str], says: list[str], tmp_path: Path) -> None:
+    message = refused(written(tmp_path, ERASING), *words)
+    assert all(part in message for part in says), message
+
+
+def test_rounds_end_when_the_loss_has_grown_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second classifier is twice as bad: its erasing is not done, and masks come of the first round's."""
+    losses = {"classify_1": 1.0, "classify_2": 2.0, "classify_3": 1.0}
+    monkeypatch.setattr(running, "_final_loss", lambda run: losses[Path(run).name])
+    monkeypatch.setattr(running, "_check", lambda phases: None)
+    done: list[Phase] = []
+    monkeypatch.setattr(running, "_run", done.append)
+    path = written(tmp_path, ERASING)
+    for ratio, count in ((1.5, 1), (2.5, 3), (None, 3)):
+        done.clear()
+        words = [f"out={tmp_path / str(ratio)}", f"stop_ratio={'none' if ratio is None else ratio}"]
+        assert train_phases(load_phases(path, words)).endswith("/again")
+        assert sum(phase.base == "erase" for phase in done) == count
+        masks = next(phase for phase in done if phase.name == "masks")
+        assert masks.recipe.source.columns == [str(tmp_path / str(ratio) / f"erase_{count}")]
+    assert "classify_2: its loss ends the rounds; going on with 1" in capsys.readouterr().err
+    written_names = [Path(folder).name for folder in phase_folders(str(tmp_path / "1.5"))]
+    assert written_names == ["classify_1", "erase_1", "classify_2", "masks", "segment", "own", "again"]
+
+
+def test_all_of_erasing_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = tiny_samples(5, 1, labelled=False)
+    for sample in samples:
+        sample.tags = [0, 3]
+    write_shards(samples, str(tmp_path / "tagged"), TABLE, row_group_bytes=12_000)
+    words = ["batch_size=2", "augment.crop=[32,48]", "device=cpu", "rounds=2", "model.weights=none"]
+    words += [f"source.uri={tmp_path / 'tagged'}", f"out={tmp_path / 'run'}", "resume=true", "steps=1"]
+    path = written(tmp_path, ERASING)
+    last = train_phases(load_phases(path, words))
+    assert open_run(last).recipe.method.name == "psl" and last.endswith("/again")
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*.parquet")}
+    monkeypatch.setattr("distuda.cluster.train.train", None)  # nothing is left to train
+    assert train_phases(load_phases(path, words)) == last and len(stamps) > 8
+    assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*.parquet")}
+
+
+def test_a_phase_without_what_it_looks_at_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    write_shards(tiny_samples(2, 1), str(tmp_path / "untagged"), TABLE)
+    words = [f"source.uri={tmp_path / 'untagged'}", f"out={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match=r"phase 'classify_1': method 'classify' looks at 'tags' of the source: 2 of 2"):
+        train_phases(load_phases(written(tmp_path, ERASING), words))
+    assert not (tmp_path / "run").exists()

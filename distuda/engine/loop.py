@@ -87,7 +87,9 @@ def open_data(recipe: Recipe, coming: Collection[str] = ()) -> Data:
     for name, columns in method.reads.items():
         dataset = source if name == "source" else target
         assert dataset is not None
-        for column in set(columns) - set(coming):
+        for column in columns:
+            if column in coming:
+                continue
             _require(f"method {method.name!r} looks at {column!r} of the {name}", dataset, column)
     for name, data in (("target", target), ("evaluation", evaluation)):
         if data is not None and data.table.classes != source.table.classes:

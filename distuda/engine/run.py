@@ -62,11 +62,12 @@ def build_method(recipe: Recipe, table: ClassTable, class_frequency_src: torch.T
     if recipe.init_from:
         start = open_run(recipe.init_from)
         try:
-            model.load_state_dict(start.predictor.state_dict())
+            model.load_state_dict(start.predictor.core().state_dict())
         except RuntimeError as error:
+            first = str(error).splitlines()[1].strip().split(",")[0]
             raise UserError(
                 f"init_from={recipe.init_from!r} holds another network than model.name={recipe.model.name!r} with "
-                f"{table.num_classes} classes: {str(error).splitlines()[1].strip()}. Choose a run of the same model."
+                f"{table.num_classes} classes: {first}. Choose a run of the same model."
             ) from error
     views = recipe.augment
     context = Context(table.num_classes, class_frequency_src, views.photometry, views.photometry_labelled, table)

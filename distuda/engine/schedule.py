@@ -44,7 +44,10 @@ def build_schedules(optimizers: list[Optimizer], config: OptimizerConfig, steps:
     def decay(step: int) -> float:
         if config.schedule == "constant":
             return 1.0
-        return float(max(0.0, 1 - step / (config.decay_steps or steps)) ** config.poly_power)
+        done = step / (config.decay_steps or steps)
+        if config.schedule == "step":
+            return float(config.step_factor ** sum(done >= share for share in config.step_at))
+        return float(max(0.0, 1 - done) ** config.poly_power)
 
     def warmed(step: int) -> float:
         return decay(step) * min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else decay(step)

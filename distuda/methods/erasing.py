@@ -8,6 +8,7 @@ phases (`distuda.relabel`). The card docs/methods/erasing.md says what is certai
 Shape legend: B images, C classes, H and W pixels.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,7 +17,6 @@ from pydantic import Field
 from torch import Tensor
 
 from distuda import losses
-from distuda.data import augment
 from distuda.data.batch import Batch
 from distuda.losses import IGNORE
 from distuda.methods.method import Context, Group, Losses, Method, MethodConfig, View
@@ -74,9 +74,7 @@ class Classify(Method):
 
     def forward(self, source: Batch) -> Losses:
         """The loss on tags, and the share of tags among an image's best guesses."""
-        image = jittered(source, self.context)
-        if source.mined_BHW is not None:
-            image = erase(image, source.mined_BHW, self.student.normalise.mean)
+        image = self.what_is_left(source)
         with drawn_from(self.student, source.seed_B):
             features = self.student.encode(self.student.normalise(image))
         logits_BC = self.head(features)
@@ -86,6 +84,14 @@ class Classify(Method):
         else:
             loss = binary_label_loss(logits_BC, tags_BC, self.head.possible_C)
         return Losses({"tags": loss}, {"tags_found": tags_found(logits_BC, tags_BC)})
+
+    def what_is_left(self, source: Batch) -> Tensor:
+        """The jittered images with mined pixels filled: before, so that nothing of them spreads, and again after."""
+        if source.mined_BHW is None:
+            return self.labelled_view(source).image_BCHW
+        fill = self.student.normalise.mean
+        left = replace(source, image_BCHW=erase(source.image_BCHW, source.mined_BHW, fill))
+        return erase(self.labelled_view(left).image_BCHW, source.mined_BHW, fill)
 
     def parameter_groups(self) -> list[Group]:
         """Encoder and the linear layer."""
@@ -160,13 +166,6 @@ class Prohibitive(Method):
     def predictor(self) -> Segmenter:
         """The network, with what the branch thinks absent prohibited."""
         return Prohibiting(self.student, self.head, self.config.threshold)
-
-
-def jittered(batch: Batch, context: Context) -> Tensor:
-    """The images as a supervised loss sees them."""
-    if not context.photometry_labelled:
-        return batch.image_BCHW
-    return augment.photometry(batch.image_BCHW, batch.seed_B, context.photometry, "labelled")
 
 
 def erase(image_BCHW: Tensor, mined_BHW: Tensor, fill: Tensor) -> Tensor:

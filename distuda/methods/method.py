@@ -171,8 +171,7 @@ class Method(nn.Module):
         return (self.step >= start_step).float()
 
     def labelled_view(self, batch: Batch) -> View:
-        """What a supervised loss sees: the images, jittered where the recipe says so, and their labels."""
-        assert batch.label_BHW is not None
+        """What a supervised loss sees: the images, jittered where the recipe says so, and their labels, if any."""
         image_BCHW = batch.image_BCHW
         if self.context.photometry_labelled:
             image_BCHW = augment.photometry(image_BCHW, batch.seed_B, self.context.photometry, "labelled")

@@ -14,7 +14,7 @@ from distuda.models.hrda import Hrda
 from distuda.models.lite import Lite, load_imagenet
 from distuda.models.mit import MitSize, MixTransformer, initialise_mit
 from distuda.models.segmenter import Segmenter
-from distuda.models.vgg import DeepLabV2Vgg16, initialise_vgg
+from distuda.models.vgg import DeepLabLargeFovVgg16, DeepLabV2Vgg16, Vgg16, initialise_vgg
 from distuda.models.weights import initialise
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def _deeplab(config: "ModelConfig", num_classes: int, *, depth: Depth) -> Segmen
     return model
 
 
-def _vgg(config: "ModelConfig", num_classes: int) -> Segmenter:
-    model = DeepLabV2Vgg16(num_classes)
+def _vgg(config: "ModelConfig", num_classes: int, *, kind: Callable[[int], Vgg16]) -> Segmenter:
+    model = kind(num_classes)
     initialise_vgg(model, config.weights)
     return model
 
@@ -72,7 +72,8 @@ MODELS: dict[str, Callable[["ModelConfig", int], Segmenter]] = {
     "deeplabv2_resnet101": partial(_deeplab, depth=101),
     "deeplabv2_resnet50": partial(_deeplab, depth=50),
     "deeplabv2_resnet18": partial(_deeplab, depth=18),
-    "deeplabv2_vgg16": _vgg,
+    "deeplabv2_vgg16": partial(_vgg, kind=DeepLabV2Vgg16),
+    "deeplab_largefov_vgg16": partial(_vgg, kind=DeepLabLargeFovVgg16),
     "mit_b0": partial(_mit, size="b0"),
     "mit_b1": partial(_mit, size="b1"),
     "mit_b2": partial(_mit, size="b2"),

@@ -78,6 +78,7 @@ class Segmenter(nn.Module):
     has_aux: bool = False  # whether `heads` gives auxiliary logits
     freeze_statistics: bool = False  # batch norm by running statistics, also in training mode
     gives_tags: bool = False  # whether `forward` also tells which classes an image holds (`Output.tags_BC`)
+    gives_heat: bool = False  # whether the main map is strengths in [0, 1] and not logits of a softmax
     one_scale: bool = True  # whether `encode` and `heads` are all of a prediction
     min_side: int = 32  # shortest side of a training image [pixels]
 
@@ -134,6 +135,10 @@ class Segmenter(nn.Module):
         """What `forward` does; networks that are more than encoder and heads write their own."""
         features = self.encode(self.normalise(image_BCHW))
         return self.decode(features, (image_BCHW.shape[-2], image_BCHW.shape[-1]))
+
+    def core(self) -> "Segmenter":
+        """The network that another run can start from: this one, without what a method has put around it."""
+        return self
 
     def check_side(self, side: int) -> None:
         """Refuse training images of which a side is too short for the network [pixels]."""

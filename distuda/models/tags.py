@@ -63,6 +63,7 @@ class Localiser(Segmenter):
     """
 
     gives_tags = True
+    gives_heat = True
 
     def __init__(
         self, network: Segmenter, head: TagHead, *, squared: bool, background: int | None, background_heat: float
@@ -70,6 +71,10 @@ class Localiser(Segmenter):
         super().__init__(network.num_classes, align_corners=network.align_corners)
         self.network, self.head, self.normalise = network, head, network.normalise
         self.squared, self.background, self.background_heat = squared, background, background_heat
+
+    def core(self) -> Segmenter:
+        """The network without its tags."""
+        return self.network
 
     def encode(self, x_BCHW: Tensor) -> Features:
         """The network's own features."""
@@ -136,6 +141,10 @@ class Prohibiting(Segmenter):
         super().__init__(network.num_classes, align_corners=network.align_corners)
         self.network, self.head, self.threshold = network, head, threshold
         self.normalise, self.has_aux, self.min_side = network.normalise, network.has_aux, network.min_side
+
+    def core(self) -> Segmenter:
+        """The network without its tags."""
+        return self.network
 
     def encode(self, x_BCHW: Tensor) -> Features:
         """The network's own features."""

@@ -1,17 +1,22 @@
-"""DeepLab-v2 on VGG-16, the smaller network of AdaptSegNet's and APODA's tables, and its published weights.
+"""DeepLab on VGG-16, in the two dilated forms that papers compare with, and their published weights.
 
-Simonyan and Zisserman: VGG, ICLR 2015; the dilated form is that of the code of Tsai et al., "Learning to Adapt
-Structured Output Space", CVPR 2018. Trunk parameters carry its names (``features.0`` to ``features.31``).
+Simonyan and Zisserman: VGG, ICLR 2015. DeepLab-v2 is that of the code of Tsai et al., "Learning to Adapt Structured
+Output Space", CVPR 2018, the smaller network of AdaptSegNet's and APODA's tables; DeepLab-LargeFOV that of Chen et al.:
+Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs, ICLR 2015, the network of AE-PSL.
+Trunk parameters carry the names of AdaptSegNet and of torchvision (``features.0``, ``features.2``, ...).
 Shape legend: B images, C classes, H and W pixels, h and w pixels at output stride 8.
 """
 
 import hashlib
 import logging
+from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from distuda.errors import UserError
 from distuda.models.deeplab import CAFFE_MEAN_BGR, DILATIONS, Head, HeadBranches
+from distuda.models.dropout import SampleDropout
 from distuda.models.segmenter import Features, Normalise, Segmenter
 from distuda.models.weights import (
     PREFIXES,
@@ -26,49 +31,46 @@ from distuda.models.weights import (
 )
 from distuda.storage import read_bytes
 
-# Channels and dilation of the thirteen VGG convolutions and of fc6 and fc7; 0 is a 2x2 max-pool.
-_LAYERS = [
-    (64, 1), (64, 1), (0, 0), (128, 1), (128, 1), (0, 0), (256, 1), (256, 1), (256, 1), (0, 0),
-    (512, 1), (512, 1), (512, 1), (512, 2), (512, 2), (512, 2), (1024, 4), (1024, 4),
-]  # fmt: skip
+_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and number of convolutions
+_FC_CHANNELS = 1024
 _HEAD = "main_head."
-_FRESH = ("features.29.", "features.31.", _HEAD)  # fc6, fc7 and the head: what image classifiers do not bring
 _HEAD_NAMES = {"classifier.conv2d_list.": "main_head.branches."}
-# conv5 of an image classifier, where the pool between conv4 and conv5 counts as a layer
-_CONV5 = {"features.24.": "features.23.", "features.26.": "features.25.", "features.28.": "features.27."}
+# The thirteen convolutions, and after them fc6 and fc7, in the order of the trunk's
+_TORCHVISION_NAMES = [f"features.{i}." for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)]
+_CAFFE_NAMES = [f"conv{b}_{i}." for b, (_, n) in enumerate(_BLOCKS, 1) for i in range(1, n + 1)] + ["fc6.", "fc7."]
 _CAFFE_STD = 57.0  # rough standard deviation of mean-subtracted 0..255 photographs
 TORCHVISION_SHA256 = "397923af"  # first digits of torchvision's vgg16-397923af.pth
 
 IMAGENET_ADVICE = (
     "weights 'imagenet': VGG-16's ImageNet weights are not shipped with Distuda and nothing is downloaded. Fetch "
     "vgg16-00b39a1b.pth (the Caffe weights that the papers used, from github.com/jcjohnson/pytorch-vgg) or "
-    "torchvision's vgg16-397923af.pth and pass the path as weights, or choose weights 'none'."
+    "torchvision's vgg16-397923af.pth and pass the path as weights, or choose weights 'none'. For "
+    "deeplab_largefov_vgg16 there is also vgg16_20M.pth (DeepLab's own start, fc6 and fc7 included; "
+    "github.com/visinf/1-stage-wseg)."
 )
 
 log = logging.getLogger(__name__)
 
 
-class DeepLabV2Vgg16(Segmenter):
-    """DeepLab-v2 on VGG-16 at output stride 8: pool4 and pool5 removed, conv5 dilated by 2, fc6 and fc7 by 4.
-
-    Fed with RGB in [0, 1] and normalised the Caffe way inside. One level, no batch norm, no dropout. The paper's code
-    has one learning rate for all of it: set ``optimizer.head_lr_factor`` to 1.
+class Vgg16(Segmenter):
+    """What both forms share: output stride 8, one level, no batch norm, RGB in [0, 1] normalised the Caffe way inside.
 
     Args:
         num_classes: C of the logits.
-        head_branches: ``all`` sums dilations 6, 12, 18 and 24; ``reduced`` only 6 and 12, which is what the released
-            AdaptSegNet code computes, so choose it to evaluate AdaptSegNet weights.
+        features: the trunk up to fc7, from `_trunk`.
+        main_head: from fc7's map to logits.
     """
 
-    def __init__(self, num_classes: int, *, head_branches: HeadBranches = "all") -> None:
+    title: ClassVar[str]
+    published: ClassVar[str]  # whose state dicts fit, beside those of image classifiers
+
+    def __init__(self, num_classes: int, features: nn.Sequential, main_head: nn.Module) -> None:
         super().__init__(num_classes, align_corners=True)
-        self.head_branches = head_branches
         self.normalise = Normalise([m / 255 for m in reversed(CAFFE_MEAN_BGR)], [1.0] * 3, bgr=True, scale=255.0)
-        self.features = _trunk()
-        self.main_head = Head(1024, num_classes, DILATIONS[head_branches])
+        self.features, self.main_head = features, main_head
 
     def encode(self, x_BCHW: Tensor) -> Features:
-        """Normalised image to fc7's map (B, 1024, H // 8, W // 8)."""
+        """Normalised image to fc7's map (B, 1024, h, w)."""
         return (self.features(x_BCHW),)
 
     def heads(self, features: Features) -> tuple[Tensor, None]:
@@ -80,24 +82,82 @@ class DeepLabV2Vgg16(Segmenter):
         return list(self.main_head.parameters())
 
 
-def _trunk() -> nn.Sequential:
+class DeepLabV2Vgg16(Vgg16):
+    """DeepLab-v2 on VGG-16: pool4 and pool5 removed, conv5 dilated by 2, fc6 and fc7 by 4; h = H // 8, w = W // 8.
+
+    No dropout. The paper's code has one learning rate for all of it: set ``optimizer.head_lr_factor`` to 1.
+
+    Args:
+        num_classes: C of the logits.
+        head_branches: ``all`` sums dilations 6, 12, 18 and 24; ``reduced`` only 6 and 12, which is what the released
+            AdaptSegNet code computes, so choose it to evaluate AdaptSegNet weights.
+    """
+
+    title = "DeepLab-v2 on VGG-16"
+    published = "AdaptSegNet's VGG network"
+
+    def __init__(self, num_classes: int, *, head_branches: HeadBranches = "all") -> None:
+        pools = [[nn.MaxPool2d(2)] for _ in range(3)]
+        features = _trunk([*pools, [], []], fc6=(3, 4), fc7=(3, 4))
+        super().__init__(num_classes, features, Head(_FC_CHANNELS, num_classes, DILATIONS[head_branches]))
+        self.head_branches = head_branches
+
+
+class DeepLabLargeFovVgg16(Vgg16):
+    """DeepLab-LargeFOV on VGG-16, without the CRF: all pools kept, pool4 and pool5 at stride 1; h = H / 8 rounded up.
+
+    As the published Caffe network: pools of 3x3 with padding 1, an average of 3x3 after pool5, conv5 dilated by 2, fc6
+    a 3x3 convolution dilated by 12, fc7 and the classifier 1x1. 321 pixels give 41; from sides of 8 k + 1 pixels, as
+    in the paper, places lie exactly under their pixels, for others Caffe rounds pooled sizes up and this rounds down.
+
+    Dropout of 0.5 follows fc6 and fc7. Here it takes whole channels of a sample (our reading; Caffe's takes single
+    places), so that the mean over places, which classifiers of tags use, is thinned as well.
+
+    Args:
+        num_classes: C of the logits.
+    """
+
+    title = "DeepLab-LargeFOV on VGG-16"
+    published = "DeepLab's start (vgg16_20M: conv1_1 to fc7)"
+
+    def __init__(self, num_classes: int) -> None:
+        pools: list[list[nn.Module]] = [[nn.MaxPool2d(3, stride, padding=1)] for stride in (2, 2, 2, 1, 1)]
+        pools[-1].append(nn.AvgPool2d(3, 1, padding=1))
+        classifier = nn.Conv2d(_FC_CHANNELS, num_classes, 1)
+        nn.init.normal_(classifier.weight, std=0.01)
+        nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
+        super().__init__(num_classes, _trunk(pools, fc6=(3, 12), fc7=(1, 1), dropout=0.5), classifier)
+
+
+def _trunk(
+    pools: Sequence[Sequence[nn.Module]], *, fc6: tuple[int, int], fc7: tuple[int, int], dropout: float = 0.0
+) -> nn.Sequential:
+    """VGG-16 up to fc7: what follows each of the five blocks, and side and dilation of fc6's and fc7's kernels."""
     layers: list[nn.Module] = []
     channels = 3
-    for width, dilation in _LAYERS:
-        if not width:
-            layers.append(nn.MaxPool2d(2))
-            continue
-        convolution = nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation)
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-        if channels == 3:  # nothing normalises later on, so without pretrained weights 0..255 would reach the logits
-            nn.init.normal_(convolution.weight, std=(2 / 27) ** 0.5 / _CAFFE_STD)
-        layers += [convolution, nn.ReLU(inplace=True)]
-        channels = width
+    for number, ((width, count), pool) in enumerate(zip(_BLOCKS, pools, strict=True)):
+        for _ in range(count):
+            layers += _convolution(channels, width, 3, 2 if number == 4 else 1)
+            channels = width
+        layers += pool
+    for side, dilation in (fc6, fc7):
+        layers += _convolution(channels, _FC_CHANNELS, side, dilation)
+        layers += [SampleDropout(dropout)] if dropout else []
+        channels = _FC_CHANNELS
     return nn.Sequential(*layers)
 
 
-def initialise_vgg(model: DeepLabV2Vgg16, weights: str) -> list[str]:
+def _convolution(channels: int, width: int, side: int, dilation: int) -> list[nn.Module]:
+    """A convolution that keeps the size, and its ReLU."""
+    convolution = nn.Conv2d(channels, width, side, padding=dilation * (side // 2), dilation=dilation)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    if channels == 3:  # nothing normalises later on, so without pretrained weights 0..255 would reach the logits
+        nn.init.normal_(convolution.weight, std=(2 / 27) ** 0.5 / _CAFFE_STD)
+    return [convolution, nn.ReLU(inplace=True)]
+
+
+def initialise_vgg(model: Vgg16, weights: str) -> list[str]:
     """Give a fresh network its starting weights; returns what was left out or changed, one sentence each.
 
     Args:
@@ -110,12 +170,13 @@ def initialise_vgg(model: DeepLabV2Vgg16, weights: str) -> list[str]:
     return load_vgg(model, path, strict_heads=False) if path else []
 
 
-def load_vgg(model: DeepLabV2Vgg16, path: str, *, strict_heads: bool = True) -> list[str]:
+def load_vgg(model: Vgg16, path: str, *, strict_heads: bool = True) -> list[str]:
     """Load a weights file whole or not at all; returns, and logs, what was left out or changed.
 
-    An AdaptSegNet VGG (``classifier.conv2d_list``) fills everything. An image classifier under torchvision's names
-    gives the thirteen convolutions; fc6, fc7 and the head keep their values. It is taken as Caffe weights, made for
-    BGR in 0..255, unless it is torchvision's own file: then the first convolution is rewritten.
+    An AdaptSegNet VGG (``classifier.conv2d_list``) fills all of DeepLab-v2. An image classifier under torchvision's
+    names gives the thirteen convolutions; fc6, fc7 and the head keep their values. Caffe's names (``conv1_1`` to
+    ``fc7``) bring all but the head. The last two are taken as Caffe weights, made for BGR in 0..255, unless it is
+    torchvision's own file: then the first convolution is rewritten.
 
     Args:
         path: ``.pth``, ``.pt``, ``.bin`` or ``.safetensors``, local or a URI.
@@ -125,19 +186,24 @@ def load_vgg(model: DeepLabV2Vgg16, path: str, *, strict_heads: bool = True) -> 
         UserError: the file cannot be read safely, or lists every missing, unexpected or wrongly shaped tensor.
     """
     state = {PREFIXES.sub("", name): tensor for name, tensor in read_tensors(path).items()}
-    is_image_classifier = any(name.startswith(tuple(_CONV5)) for name in state)
-    renames = _CONV5 if is_image_classifier else _HEAD_NAMES
+    ours = [f"features.{i}." for i, layer in enumerate(model.features) if isinstance(layer, nn.Conv2d)]
+    fresh = (*ours[len(_TORCHVISION_NAMES) :], _HEAD)  # fc6, fc7 and the head: what image classifiers do not bring
+    is_caffe = any(name.startswith(_CAFFE_NAMES[0]) for name in state)
+    is_image_classifier = not is_caffe and not any(rename(name, _HEAD_NAMES).startswith(fresh) for name in state)
     notes = leave_out(state, r"^classifier\.\d", "an image classifier") if is_image_classifier else []
+    renames = _HEAD_NAMES
+    if is_caffe or is_image_classifier:
+        renames = dict(zip(_CAFFE_NAMES if is_caffe else _TORCHVISION_NAMES, ours, strict=False))
     state = {rename(name, renames): tensor for name, tensor in state.items()}
-    if model.head_branches == "reduced":
+    if isinstance(model, DeepLabV2Vgg16) and model.head_branches == "reduced":
         notes += leave_out(state, r"_head\.branches\.[23]\.", "the branches of dilation 18 and 24 (a reduced head)")
     if not strict_heads:
         notes += leave_out_misfit_head(model, state, _HEAD)
-    kept = _FRESH if is_image_classifier else ()
-    if not strict_heads and not any(name.startswith(_HEAD) for name in state):
+    kept = fresh if is_image_classifier else ()
+    if (is_caffe or not strict_heads) and not any(name.startswith(_HEAD) for name in state):
         kept = (*kept, _HEAD)
     _check(model, state, renames, path, kept)
-    if is_image_classifier:
+    if is_caffe or is_image_classifier:
         notes += _to_caffe_input(state, path)
     model.load_state_dict({**model.state_dict(), **state})
     for note in notes:
@@ -145,14 +211,14 @@ def load_vgg(model: DeepLabV2Vgg16, path: str, *, strict_heads: bool = True) -> 
     return notes
 
 
-def _check(model: DeepLabV2Vgg16, state: State, renames: dict[str, str], path: str, kept: tuple[str, ...]) -> None:
+def _check(model: Vgg16, state: State, renames: dict[str, str], path: str, kept: tuple[str, ...]) -> None:
     """Compare names and shapes with the model's, but for parameters that keep their values."""
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(kept)}
     to_theirs = {ours: theirs for theirs, ours in renames.items()}
     if listing := differences(expected, state, lambda name: rename(name, to_theirs)):
         raise UserError(
-            f"{path!r} does not fit DeepLab-v2 on VGG-16 with {model.num_classes} classes. Pass the state dict of "
-            f"AdaptSegNet's VGG network or of an image classifier (VGG-16 without batch norm). Tensors {listing}."
+            f"{path!r} does not fit {model.title} with {model.num_classes} classes. Pass the state dict of "
+            f"{model.published} or of an image classifier (VGG-16 without batch norm). Tensors {listing}."
         )
 
 

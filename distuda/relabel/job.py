@@ -55,7 +55,9 @@ def open_domain(recipe: RelabelRecipe, coming: Collection[str] = ()) -> Dataset:
     if domain.uri is None:
         raise UserError(f"relabel {recipe.relabel.name!r} looks at the {recipe.relabel.domain}, and its uri is none.")
     dataset = open_dataset(domain.uri, domain.columns)
-    for column in set(RELABELS[recipe.relabel.name].reads) - set(coming):
+    for column in RELABELS[recipe.relabel.name].reads:
+        if column in coming:
+            continue
         try:
             dataset.require(column)
         except UserError as error:

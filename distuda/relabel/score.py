@@ -17,7 +17,7 @@ from distuda.relabel.job import open_labels
 
 
 def score_labels(uri: str, data: str) -> dict[str, Any]:
-    """mIoU of a finished phase's labels where they say something, and how much of the truth that is.
+    """The mIoU of a finished phase's labels where they say something, and how much of the truth that is.
 
     Args:
         uri: the phase's folder; the scores are also written there.
@@ -60,6 +60,8 @@ def _pairs(made: Dataset, truth: Dataset) -> Iterator[tuple[np.ndarray, np.ndarr
     number_of = {key: number for number, key in enumerate(truth.index["key"].to_pylist())}
     for group in range(len(made.groups)):
         rows = [row for row in rows_of(made.read_window(made.group_window(group))) if row["key"] in number_of]
+        if not rows:
+            continue
         ids = np.asarray([number_of[row["key"]] for row in rows], np.int64)
         for row, other in zip(rows, rows_of(truth.read_window(truth.window_of(ids))), strict=True):
             guess, label = (decode_label(one["label"], str(one["key"])) for one in (row, other))

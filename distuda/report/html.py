@@ -127,7 +127,9 @@ def _settings(side: Side, which: str) -> dict[str, str]:
     """The essentials of the recipe in words."""
     recipe, optimizer, crop = side.run.recipe, side.run.recipe.optimizer, side.run.recipe.augment.crop
     workers = max(1, int(side.environment.get("workers", recipe.workers)))
-    decay = "constant" if optimizer.schedule == "constant" else f"poly, power {optimizer.poly_power:g}"
+    decay = {"constant": "constant", "poly": f"poly, power {optimizer.poly_power:g}"}.get(
+        optimizer.schedule, f"times {optimizer.step_factor:g} after {optimizer.step_at} of the steps"
+    )
     start = "random weights" if recipe.model.weights == "none" else recipe.model.weights
     each = recipe.batch_size * workers
     split = f" ({recipe.batch_size} a worker, {workers} workers)" if workers > 1 else ""

@@ -1,0 +1,294 @@
+"""Relabel phases: what is mined, composed and predicted, columns beside the shards, and going on after an end."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from settings import TABLE, tiny_recipe, tiny_samples
+
+from distuda.cli import main
+from distuda.data.columns import CONTESTED, GROUPS, open_columns, read_group, write_group
+from distuda.data.dataset import open_dataset
+from distuda.data.labels import ClassTable
+from distuda.data.order import Order
+from distuda.data.reader import read_batches
+from distuda.data.sample import Sample
+from distuda.data.shards import write_shards
+from distuda.engine.loop import fit, settle
+from distuda.errors import UserError
+from distuda.recipe import RelabelRecipe, parse_relabel
+from distuda.relabel import job
+from distuda.relabel.compose import Compose
+from distuda.relabel.erase import claim, decide, top_region
+from distuda.relabel.predict import Predict
+from distuda.relabel.relabeller import Task, encode_map
+from distuda.relabel.score import score_labels
+
+WITH_BACKGROUND = ClassTable("bg3", ("background", "cat", "dog"), ((0, 0, 0), (9, 9, 9), (7, 7, 7)))
+OF = 255
+"""No label."""
+
+
+def tagged(count: int, seed: int, **changes: Any) -> list[Sample]:
+    samples = tiny_samples(count, seed, labelled=False)
+    for number, sample in enumerate(samples):
+        sample.tags = [number % 4, 3]
+        for name, value in changes.items():
+            setattr(sample, name, value)
+    return samples
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tagged images in several row groups, their true labels apart, and a classifier of two steps."""
+    root = tmp_path_factory.mktemp("relabel")
+    write_shards(tagged(9, 1), str(root / "tagged"), TABLE, row_group_bytes=12_000)
+    write_shards(tiny_samples(9, 1), str(root / "true"), TABLE)
+    words = ["method.name=classify", "model.weights=imagenet", "steps=2", "evaluation.uri=none", "target.uri=none"]
+    fit(settle(tiny_recipe(f"source.uri={root / 'tagged'}", *words, f"out={root / 'classify'}")))
+    return root
+
+
+def erasing(folder: Path, out: Path, **more: Any) -> RelabelRecipe:
+    values = {"out": str(out), "init_from": str(folder / "classify"), "relabel": {"name": "erase"}, "precision": "fp32"}
+    source = {"uri": str(folder / "tagged"), **more.pop("source", {})}
+    return parse_relabel({**values, "source": source, "device": "cpu", **more})
+
+
+def columns_of(out: Path, number: int) -> list[dict[str, Any]]:
+    return read_group(str(out), number).to_pylist()
+
+
+# What is written -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("region", "share", "expected"),
+    [
+        ("max", 0.2, [0, 0, 0, 1, 1]),  # at least 8 of 10
+        ("cam", 0.2, [0, 0, 1, 1, 1]),  # at least 2 of 10
+        ("quantile", 0.2, [0, 0, 0, 0, 1]),  # one pixel of five
+        ("max", 0.01, [0, 0, 0, 0, 1]),
+    ],
+)
+def test_the_three_readings_of_the_top_share(region: Any, share: float, expected: list[int]) -> None:
+    heat = np.array([[0, 1, 5, 8, 10]], np.float32)
+    assert top_region(heat, region, share)[0].astype(int).tolist() == expected
+    assert not top_region(np.zeros((2, 2), np.float32), region, share).any()
+
+
+def test_what_two_classes_claim_is_contested_and_stays_so() -> None:
+    mined = np.array([[OF, 1, 2, CONTESTED]], np.uint8)
+    claim(mined, np.array([[True, True, True, True]]), 1)
+    assert mined.tolist() == [[1, 1, CONTESTED, CONTESTED]]
+
+
+def test_the_strongest_tag_wins_and_the_background_where_none_is_strong() -> None:
+    strength = np.array([[[0.9, 0.1, 0.1]], [[0.2, 0.6, 0.05]]], np.float32)
+    assert decide(strength, [1, 2], 0.2, 0).tolist() == [[1, 2, 0]]
+    assert decide(strength, [1, 2], 0.2, None).tolist() == [[1, 2, 1]]
+    assert decide(strength[:0], [], 0.2, 0).tolist() == [[0, 0, 0]] and decide(strength[:0], [], 0.2, None)[0, 0] == OF
+
+
+def composed(table: ClassTable, tags: list[int], mined: Any, guess: Any, salient: Any, **fields: Any) -> list[int]:
+    row = {"key": "k", "image": b"", "tags": tags}
+    for name, values in (("mined", mined), ("label", guess), ("saliency", salient)):
+        row[name] = encode_map(np.array([values], np.uint8))
+    return Compose(Compose.Config(**fields), Task(table))(row)["label"][0].tolist()
+
+
+def test_masks_keep_what_is_sure() -> None:
+    """Columns: a mined cat that stands out, one that does not, contested, neither, background."""
+    mined, guess, salient = [1, 1, CONTESTED, OF, OF], [1, 1, 2, 2, 1], [200, 3, 200, 200, 3]
+    assert composed(WITH_BACKGROUND, [1, 2], mined, guess, salient) == [1, OF, OF, OF, 0]
+    assert composed(WITH_BACKGROUND, [1, 2], mined, guess, salient, contested="label") == [1, OF, 2, OF, 0]
+    assert composed(WITH_BACKGROUND, [1, 2], mined, guess, salient, unassigned="label") == [1, OF, OF, 2, 0]
+    assert composed(WITH_BACKGROUND, [1, 2], mined, guess, salient, background=False) == [1, 1, OF, OF, OF]
+    low = {"saliency_threshold": 0.005, "class_thresholds": {"dog": 0.9}}
+    assert composed(WITH_BACKGROUND, [1], mined, guess, salient, **low) == [1, 1, OF, OF, OF]
+    assert composed(WITH_BACKGROUND, [1, 2], mined, guess, salient, **low) == [OF, OF, OF, 0, 0]
+
+
+def test_stuff_takes_the_part_of_a_background_that_the_table_lacks() -> None:
+    """TABLE: ground, wall and sky are stuff, lamps are things. What is stuff need not stand out."""
+    mined, guess, salient = [3, 0, OF, OF], [3, 0, 2, 3], [3, 3, 3, 3]
+    assert composed(TABLE, [0, 2, 3], mined, guess, salient) == [OF, 0, 2, OF]  # two kinds of stuff: as guessed
+    assert composed(TABLE, [0, 3], mined, guess, salient) == [OF, 0, 0, 0]  # one kind: that
+    assert composed(TABLE, [3], mined, guess, salient) == [OF, 0, OF, OF]
+
+
+def test_an_unknown_class_of_a_threshold_is_named() -> None:
+    with pytest.raises(UserError, match=r"no class 'dgo', did you mean 'dog'"):
+        Compose(Compose.Config(class_thresholds={"dgo": 0.1}), Task(WITH_BACKGROUND))
+
+
+def test_predictions_keep_to_the_tags() -> None:
+    predict = Predict(Predict.Config(), Task(WITH_BACKGROUND))
+    assert predict.barred(predict.tags({"tags": [0, 2]})).tolist() == [False, True, False]
+    assert predict.barred([]).tolist() == [False, True, True]
+    assert Predict(Predict.Config(), Task(TABLE)).barred([]).tolist() == [False] * 4
+
+
+# The job -------------------------------------------------------------------------------------------------------------
+
+
+def test_columns_stand_beside_the_shards_and_take_the_place_of_the_label(folder: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (folder / "tagged").iterdir()}
+    uri = job.relabel(erasing(folder, tmp_path / "erase"))
+    assert before == {path.name: path.read_bytes() for path in (folder / "tagged").iterdir()}
+    data = open_dataset(str(folder / "tagged"), [uri])
+    assert len(data.groups) > 2 and data.labelled and not open_dataset(str(folder / "tagged")).labelled
+    order = Order(data.rows_per_group, seed=0, domain="source", rank=0, world=1, window=2)
+    batch = next(
+        read_batches(data, order, batch_size=4, size=None, region=(24, 24), columns=("label", "mined", "tags"))
+    )
+    assert batch.label_BHW is not None and batch.mined_BHW is not None and batch.tags_BC is not None
+    assert batch.label_BHW.shape == batch.mined_BHW.shape == (4, 24, 24)
+    for key, tags in zip(batch.keys, batch.tags_BC, strict=True):
+        assert tags.nonzero().flatten().tolist() == sorted({int(key.split("-")[1]) % 4, 3})
+    written = [row for number in range(len(data.groups)) for row in columns_of(tmp_path / "erase", number)]
+    label = {row["key"]: cv2.imdecode(np.frombuffer(row["label"], np.uint8), -1) for row in written}
+    assert all(set(np.unique(label[key])) <= {int(key.split("-")[1]) % 4, 3} for key in label)
+    pixels = np.sum([np.bincount(one.ravel(), minlength=4) for one in label.values()], axis=0)
+    assert data.class_pixels().tolist() == pixels.tolist()
+    assert data.rare_class_weights(0.1, 1).shape == (9,)
+
+
+def test_a_second_round_sees_less_and_adds_to_the_first(folder: Path, tmp_path: Path) -> None:
+    little = {"name": "erase", "share": 0.01}
+    first = job.relabel(erasing(folder, tmp_path / "one", relabel=little))
+    job.relabel(erasing(folder, tmp_path / "two", relabel=little, source={"columns": [first]}))
+    grown = 0
+    for number in range(len(open_dataset(str(folder / "tagged")).groups)):
+        for old, new in zip(columns_of(tmp_path / "one", number), columns_of(tmp_path / "two", number), strict=True):
+            a, b = (cv2.imdecode(np.frombuffer(row["mined"], np.uint8), -1) for row in (old, new))
+            assert old["key"] == new["key"] and ((b == a) | (a == OF) | (b == CONTESTED)).all()
+            grown += int(((a == OF) & (b != OF)).sum())
+    assert grown > 0
+
+
+def test_actors_write_what_one_process_writes(folder: Path, tmp_path: Path, local_ray: None) -> None:
+    job.relabel(erasing(folder, tmp_path / "here"))
+    job.relabel(erasing(folder, tmp_path / "there", workers=2))
+    names = sorted(path.name for path in (tmp_path / "here" / GROUPS).iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "there" / GROUPS).iterdir())
+    for number in range(len(names)):
+        assert columns_of(tmp_path / "here", number) == columns_of(tmp_path / "there", number)
+
+
+def test_an_interrupted_phase_goes_on_with_what_is_missing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, looked = tmp_path / "erase", []
+    whole = job.Worker.__call__
+
+    def dies(worker: job.Worker, number: int) -> int:
+        if looked:
+            raise KeyboardInterrupt
+        looked.append(number)
+        return whole(worker, number)
+
+    monkeypatch.setattr(job.Worker, "__call__", dies)
+    with pytest.raises(KeyboardInterrupt):
+        job.relabel(erasing(folder, out))
+    with pytest.raises(UserError, match="no columns at"):
+        open_dataset(str(folder / "tagged"), [str(out)])
+    with pytest.raises(UserError, match="resume=true"):
+        job.relabel(erasing(folder, out))
+    with pytest.raises(UserError, match="another recipe"):
+        job.relabel(erasing(folder, out, resume=True, relabel={"name": "erase", "share": 0.5}))
+    first = (out / GROUPS / "00000.parquet").stat().st_mtime_ns
+
+    def counted(worker: job.Worker, number: int) -> int:
+        looked.append(number)
+        return whole(worker, number)
+
+    monkeypatch.setattr(job.Worker, "__call__", counted)
+    job.relabel(erasing(folder, out, resume=True))
+    assert looked == list(range(len(open_dataset(str(folder / "tagged"), [str(out)]).groups)))
+    assert (out / GROUPS / "00000.parquet").stat().st_mtime_ns == first
+
+
+def test_labels_are_scored_where_they_say_something(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """The truth itself as labels, a part of each ignored, is right wherever it speaks."""
+    job.relabel(erasing(folder, tmp_path / "erase"))
+    truth = {sample.key: sample.label for sample in tiny_samples(9, 1)}
+    for path in (tmp_path / "erase" / GROUPS).iterdir():
+        rows = read_group(str(tmp_path / "erase"), int(path.stem)).to_pylist()
+        for row in rows:
+            label = cv2.imdecode(np.frombuffer(truth[row["key"]], np.uint8), -1)
+            label[:20] = OF
+            row["label"] = encode_map(label)
+        write_group(str(tmp_path / "erase"), int(path.stem), rows, ["label", "mined", "heat"])
+    row = score_labels(str(tmp_path / "erase"), str(folder / "true"))
+    assert row["miou"] == 1 and row["num_images"] == 9 and 0.4 < row["coverage"] < 0.6
+    main_of(["evaluate", str(tmp_path / "erase"), "--data", str(folder / "true")])
+    assert "100.0" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no sample of"):
+        write_shards(tiny_samples(2, 5), str(tmp_path / "others"), TABLE)
+        score_labels(str(tmp_path / "erase"), str(tmp_path / "others"))
+
+
+def main_of(words: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["distuda", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_without_tags_are_named(folder: Path, tmp_path: Path) -> None:
+    write_shards([*tagged(2, 1), *tagged(1, 2, tags=None)], str(tmp_path / "some"), TABLE)
+    source = {"uri": str(tmp_path / "some")}
+    with pytest.raises(UserError, match=r"looks at 'tags': 1 of 3 samples .* have no tags .* '2-0'"):
+        job.relabel(erasing(folder, tmp_path / "erase", source=source))
+    words = ["method.name=classify", "evaluation.uri=none", "target.uri=none", f"out={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match=r"looks at 'tags' of the source: 1 of 3 samples"):
+        fit(settle(tiny_recipe(f"source.uri={tmp_path / 'some'}", *words)))
+
+
+def test_an_image_with_every_class_and_one_with_none_have_results(folder: Path, tmp_path: Path) -> None:
+    samples = [*tagged(1, 1, tags=[0, 1, 2, 3]), *tagged(1, 2, tags=[])]
+    write_shards(samples, str(tmp_path / "odd"), TABLE)
+    job.relabel(erasing(folder, tmp_path / "erase", source={"uri": str(tmp_path / "odd")}))
+    every, none = columns_of(tmp_path / "erase", 0)
+    assert sum(every["class_pixels"]) == 40 * 56 and sum(none["class_pixels"]) == 0
+    words = ["method.name=classify", "steps=2", "evaluation.uri=none", "target.uri=none", f"out={tmp_path / 'run'}"]
+    assert fit(settle(tiny_recipe(f"source.uri={tmp_path / 'odd'}", *words)))
+
+
+def test_a_network_that_is_no_classifier_cannot_erase(folder: Path, domains: list[str], tmp_path: Path) -> None:
+    fit(settle(tiny_recipe(*domains, "steps=1", f"out={tmp_path / 'run'}")))
+    with pytest.raises(UserError, match="needs a run of method 'classify'"):
+        job.relabel(erasing(folder, tmp_path / "erase", init_from=str(tmp_path / "run")))
+    with pytest.raises(UserError, match="Name its run with init_from"):
+        job.relabel(erasing(folder, tmp_path / "other", init_from=None))
+
+
+def test_columns_of_other_data_are_refused(folder: Path, tmp_path: Path) -> None:
+    uri = job.relabel(erasing(folder, tmp_path / "erase"))
+    with pytest.raises(UserError, match="belong to another data set"):
+        open_dataset(str(folder / "true"), [uri])
+    with pytest.raises(UserError, match=r"looks at 'mined': .* has no column 'mined' beside it"):
+        job.relabel(erasing(folder, tmp_path / "masks", relabel={"name": "compose"}, init_from=None))
+    shutil.rmtree(tmp_path / "erase" / GROUPS)
+    assert open_columns(uri, open_dataset(str(folder / "tagged")).manifest.content_hash).names
+
+
+def test_predicting_on_a_target_makes_labels_for_it(folder: Path, domains: list[str], tmp_path: Path) -> None:
+    fit(settle(tiny_recipe(*domains, "steps=1", f"out={tmp_path / 'run'}")))
+    target = domains[1].partition("=")[2]
+    recipe = erasing(
+        folder, tmp_path / "pseudo", init_from=str(tmp_path / "run"), target={"uri": target},
+        relabel={"name": "predict", "domain": "target", "confidence": 0.2},
+    )  # fmt: skip
+    uri = job.relabel(recipe)
+    assert open_dataset(target, [uri]).labelled
+    words = [f"target.columns=[{uri}]", "method.use_target_labels=true", "steps=1", f"out={tmp_path / 'again'}"]
+    assert fit(settle(tiny_recipe(*domains, *words)))
