@@ -129,7 +129,7 @@ def fit(work: Path, out: Path, seed: int, steps: int, data: tuple[str, str, str]
 
 
 FACTS = ("row", "shift", "seed", "teacher_steps", "steps")
-KEPT = (*FACTS, "seconds", "miou", "accuracy", "iou", "entropy", "information_maximisation")
+KEPT = (*FACTS, "seconds", "miou", "accuracy", "coverage", "iou", "entropy", "information_maximisation")
 
 
 class Results:

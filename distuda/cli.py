@@ -97,19 +97,36 @@ def layouts() -> None:
 
 @app.command()
 def inspect(
-    uri: Annotated[str, typer.Argument(help="prepared shards, or streets://STYLE")],
+    uri: Annotated[
+        str,
+        typer.Argument(help="prepared shards, streets://STYLE, or the folder of a recipe's phases or of one of them"),
+    ],
     other: Annotated[
         str | None, typer.Argument(help="a second data set to compare with, for example the target", show_default=False)
     ] = None,
     out: Annotated[str, typer.Option(help="HTML file of the page, any fsspec URI")] = "inspect.html",
     sheet: Annotated[str | None, typer.Option(help="PNG file of the contact sheet alone; default: none")] = None,
     num: Annotated[int, typer.Option(min=1, help="samples shown as pictures")] = 12,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option("--key", "--keys", help="of phases: samples to show instead, KEY or KEY,KEY; repeatable"),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="of phases: the same samples prepared with their true labels; default: their own")
+    ] = None,
     num_stats: Annotated[int, typer.Option(min=1, help="images measured, evenly spaced")] = 200,
     num_clips: Annotated[int, typer.Option(min=0, help="clips shown as animated preview")] = 2,
 ) -> None:
-    """Look at a data set, or at the gap between two: counts, class shares, image statistics, pictures, clips."""
+    """Look at a data set, at the gap between two, or at what the phases of a recipe found in chosen images."""
     from distuda.report.dataset_report import inspect_datasets
+    from distuda.report.phases_gather import holds_phases
+    from distuda.report.phases_report import inspect_phases
 
+    if keys or labels or holds_phases(uri):
+        if other or sheet:
+            raise UserError("a folder of phases is shown alone, as a page: leave out the second data set and --sheet.")
+        console.print(inspect_phases(uri, out=out, num=num, num_stats=num_stats, keys=keys or (), labels=labels))
+        return
     uris = [uri] if other is None else [uri, other]
     console.print(inspect_datasets(uris, out=out, sheet=sheet, num=num, num_stats=num_stats, num_clips=num_clips))
 

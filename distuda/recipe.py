@@ -314,7 +314,7 @@ def _with_nones(values: dict[str, Any], section: type[BaseModel]) -> dict[str, A
 def _explain(error: dict[str, Any], values: Any, kind: type[BaseModel]) -> str:
     """One mistake as: path, what was given, what is allowed, nearest name."""
     location = [str(part) for part in error["loc"]]
-    if location[0] in _CHOICES:
+    if location and location[0] in _CHOICES:
         location[1:2] = []  # pydantic puts the chosen name there
     path = ".".join(location)
     if error["type"] == "extra_forbidden":

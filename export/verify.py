@@ -179,7 +179,7 @@ class Report:
                 "" if row.logit_error is None else f"{row.logit_error:.1e}",
                 _latency(row.torch_s),
                 _latency(row.onnx_s),
-                *[f"{row.tag_error:.1e}"] * has_tags,
+                *([] if row.tag_error is None else [f"{row.tag_error:.1e}"]),
             )
         return table
 
@@ -276,9 +276,7 @@ def _larger(error: float | None, expected: NDArray[np.float32], given: NDArray[n
     return float(np.maximum(error or 0.0, np.abs(expected - given).max(initial=0.0)))
 
 
-def _decided(
-    model: Segmenter, expected_NC: NDArray[np.float32], given_NC: NDArray[np.float32]
-) -> NDArray[np.bool_]:
+def _decided(model: Segmenter, expected_NC: NDArray[np.float32], given_NC: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Images whose class maps must agree, (N,).
 
     Where the score of a tag lies on the threshold of a prohibiting network, rounding decides whether the class may

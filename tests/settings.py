@@ -101,7 +101,7 @@ def tiny_samples(count: int, seed: int, *, labelled: bool = True, size: tuple[in
     """Samples for `write_shards`, PNG inside."""
     return [
         Sample(key=f"{seed}-{i}", image=_png(image[..., ::-1]), height=size[0], width=size[1],
-               label=_png(label) if labelled else None)
+               label=_png(label) if labelled else None, tags=[i % 4, 3])
         for i, (image, label) in enumerate(zip(*tiny_pictures(count, seed, size), strict=True))
     ]  # fmt: skip
 

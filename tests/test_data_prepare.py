@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -223,3 +224,21 @@ def test_tags_from_masks_leave_out_background_and_ignored(tmp_path: Path) -> Non
     assert masks["tags"] == [15] and masks["label"] is None
     assert none["tags"] is None and both["tags"] == [15] and both["label"] is not None
     assert open_dataset(str(tmp_path / "masks")).index["tags"].to_pylist() == [[15]]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("no json", "is no JSON"),
+        ("[1]", "has no mapping 'tags'"),
+        ('{"tagz": {}}', "has no mapping 'tags'"),
+        ('{"tags": {"x": "car"}}', "the tags of 'x' are 'car'"),
+        ('{"tags": {"x": ["carr"]}}', "no class 'carr', did you mean 'car'"),
+    ],
+)
+def test_a_mistake_in_tags_is_named(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "src/images").mkdir(parents=True)
+    (tmp_path / "src/images/x.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8)))
+    (tmp_path / "src/tags.json").write_text(content)
+    with pytest.raises(UserError, match=re.escape(says)):
+        prepare("folder", str(tmp_path / "src"), str(tmp_path / "out"), classes="camvid11", labels=False)

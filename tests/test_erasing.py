@@ -122,6 +122,25 @@ def test_prohibited_classes_do_not_win(threshold: float, winner: int) -> None:
     assert network(image).main.argmax(dim=1).unique().tolist() == [winner]
 
 
+def test_a_guided_filter_fits_predictions_to_edges() -> None:
+    """A class that spills a pixel over an edge of the image is drawn back to it; prohibited ones stay out."""
+    image = torch.full((1, 3, 8, 32), 0.2)
+    image[..., 16:] = 0.9
+    spilt = torch.zeros(1, 3, 8, 32)
+    spilt[:, 0, :, :17] = spilt[:, 1, :, 17:] = 4.0
+
+    class Spilling(Plain):
+        def heads(self, features: Features) -> tuple[Tensor, None]:
+            return spilt * self.scale, None
+
+    def predicted(radius: int) -> Tensor:
+        return Prohibiting(Spilling(), head(2), 0.0, radius).eval()(image).main.argmax(dim=1)
+
+    right = (torch.arange(32) >= 16).long().expand(1, 8, 32)
+    assert (predicted(0) != right).sum() == 8 and torch.equal(predicted(6), right)
+    assert (Prohibiting(Spilling(), head(2), 1.0, 6).eval()(image).main[:, :2] == NEVER).all()
+
+
 def test_what_was_mined_is_not_seen() -> None:
     """The classifier's loss does not change with the colour of mined pixels."""
     recipe = tiny_recipe("method.name=classify", "model.weights=imagenet")

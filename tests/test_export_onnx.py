@@ -21,7 +21,7 @@ from distuda.models.deeplab import DeepLabV2
 from distuda.models.lite import Lite
 from distuda.models.mit import MixTransformer
 from distuda.models.segmenter import Features, Normalise, Segmenter
-from distuda.models.vgg import DeepLabV2Vgg16
+from distuda.models.vgg import DeepLabLargeFovVgg16, DeepLabV2Vgg16
 from distuda.recipe import parse_recipe
 from export import verify as verification
 from export.onnx import Deployed, build_onnx, export_onnx, resize_as_trained
@@ -82,10 +82,20 @@ def shallow_mit() -> EncoderDecoder:
     return EncoderDecoder(11, encoder, DaformerDecoder(encoder.channels, 11, width=32))
 
 
+def balanced_large_fov() -> DeepLabLargeFovVgg16:
+    """Random features are smooth, so one class would have the whole image; each has the same mean logit here."""
+    model = DeepLabLargeFovVgg16(11).eval()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(images(1, 75, 101)).permute(0, 3, 1, 2) / 255).main
+        model.main_head.bias -= logits.mean(dim=(0, 2, 3))  # type: ignore[operator]
+    return model
+
+
 NETWORKS: dict[str, Callable[[], Segmenter]] = {
     "lite": lambda: Lite(11),
     "deeplabv2_resnet18": lambda: DeepLabV2(11, 18),
     "deeplabv2_vgg16": lambda: DeepLabV2Vgg16(11),
+    "deeplab_largefov_vgg16": balanced_large_fov,
     "mit": shallow_mit,
 }
 

@@ -1,5 +1,6 @@
 """The README's own commands, run as they stand on tiny folders in place of the reader's data."""
 
+import json
 import re
 import shlex
 import sys
@@ -21,9 +22,9 @@ SMALL = ["steps=2", "augment.crop=[32,48]", "model.weights=none", "batch_size=2"
 def commands() -> list[list[str]]:
     """The `distuda` lines of the section on the reader's own data."""
     section = README.split("## Your own data")[1].split("\n## ")[0]
-    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
-    assert block
-    return [shlex.split(line) for line in block[1].splitlines() if line.startswith("distuda ")]
+    blocks = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("distuda ")]
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 def write_folder(root: Path, seed: int, *, labels: bool) -> None:
@@ -42,12 +43,16 @@ def write_folder(root: Path, seed: int, *, labels: bool) -> None:
 def test_the_readme_works_word_for_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed, name in enumerate(("simulator", "our_city", "our_city_val")):
         write_folder(tmp_path / "data-in" / name, seed, labels=name != "our_city")
+    write_folder(tmp_path / "data-in" / "tagged", 3, labels=False)
+    tags = {"tags": {str(i): ["cat", "dog"][: 1 + i % 2] for i in range(4)}}
+    (tmp_path / "data-in" / "tagged" / "tags.json").write_text(json.dumps(tags))
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     done = []
     for words in commands():
         words = [re.sub(r"^/data/", f"{tmp_path}/data-in/", word) for word in words]
-        monkeypatch.setattr(sys, "argv", words + (SMALL if words[1] == "train" else []))
+        rounds = ["rounds=1"] if "recipes/erasing.yaml" in words else []
+        monkeypatch.setattr(sys, "argv", words + ([*SMALL, *rounds] if words[1] == "train" else []))
         with pytest.raises(SystemExit) as stopped:
             main()
         assert not stopped.value.code, f"{shlex.join(words)} ended with {stopped.value.code}"

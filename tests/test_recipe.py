@@ -10,7 +10,8 @@ from distuda.methods import METHODS
 from distuda.methods.advent import AdvEnt
 from distuda.methods.self_training import TeachingConfig
 from distuda.plan import load_phases
-from distuda.recipe import Recipe, changes, fields, load_recipe, parse_recipe, to_yaml
+from distuda.recipe import Recipe, changes, fields, load_recipe, parse_recipe, parse_relabel, to_yaml
+from distuda.relabel import RELABELS
 
 
 def refused(*overrides: str, path: str | None = None) -> str:
@@ -147,6 +148,8 @@ def test_fields_lists_every_leaf_with_a_description() -> None:
     expected = {path for path in leaves(Recipe().model_dump()) if not path.startswith("method.")} | {"method.name"}
     for name, method in METHODS.items():
         expected |= {f"method[{name}].{path}" for path in leaves(method.Config().model_dump()) if path != "name"}
+    for name, kind in RELABELS.items():
+        expected |= {f"relabel[{name}].{path}" for path in kind.Config.model_fields if path != "name"}
     expected |= {f"method[apoda].self_training.{name}" for name in TeachingConfig.model_fields}  # off, so no leaf
     assert set(paths) == expected
     for path, kind, default, description in rows:
@@ -166,4 +169,5 @@ def test_there_are_recipes() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_loads(path: Path) -> None:
     for phase in load_phases(str(path)):
-        assert parse_recipe(phase.recipe.model_dump(mode="json")) == phase.recipe
+        parse = parse_recipe if isinstance(phase.recipe, Recipe) else parse_relabel
+        assert parse(phase.recipe.model_dump(mode="json")) == phase.recipe

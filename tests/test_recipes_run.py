@@ -1,13 +1,18 @@
 """Every recipe of the repository trains: two steps on tiny data, everything else as it is written."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from settings import RECIPES
+from settings import RECIPES, TABLE, tiny_samples
 
+from distuda.data.shards import write_shards
 from distuda.engine.loop import fit, settle
-from distuda.engine.run import read_rows
+from distuda.engine.run import open_run, read_rows
 from distuda.plan import load_phases
+from distuda.recipe import Recipe
+from distuda.relabel.job import open_labels, relabel
 
 # Size, weights and length are cut down; model, method, optimiser, views and normalisation stay the recipe's own.
 CUT_DOWN = [
@@ -17,7 +22,39 @@ CUT_DOWN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", [*RECIPES, Path("distuda/demo.yaml")], ids=lambda path: path.stem)
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The recipe word of a source with tags and no labels; the first class of the table is the background."""
+    table = replace(TABLE, classes=("background", *TABLE.classes[1:]))
+    samples = [replace(sample, label=None, tags=[1, 3]) for sample in tiny_samples(4, 1)]
+    folder = str(tmp_path_factory.mktemp("tagged") / "source")
+    write_shards(samples, folder, table)
+    return f"source.uri={folder}"
+
+
+WEAK = [path for path in RECIPES if path.stem.startswith("erasing")]
+
+
+@pytest.mark.parametrize("path", WEAK, ids=lambda path: path.stem)
+def test_a_recipe_from_tags_runs_all_its_phases(path: Path, tagged: str, tmp_path: Path) -> None:
+    words = [*CUT_DOWN, tagged, "evaluation.uri=none", "augment.crop=[48,64]", f"out={tmp_path / 'run'}"]
+    assert len(load_phases(str(path))) == 2 * 3 + 4  # three rounds
+    phases = load_phases(str(path), [*words, "rounds=1"])
+    for phase in phases:
+        recipe = phase.recipe
+        if isinstance(recipe, Recipe):
+            rows = read_rows(fit(settle(recipe)))
+            assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
+            assert all(map(math.isfinite, (row["loss"] for row in rows if row["kind"] == "train")))
+        else:
+            assert len(open_labels(relabel(recipe))) == 4
+    assert open_run(str(phases[-1].recipe.out)).predictor.gives_tags
+
+
+TRAINED = [path for path in RECIPES if path not in WEAK]
+
+
+@pytest.mark.parametrize("path", [*TRAINED, Path("distuda/demo.yaml")], ids=lambda path: path.stem)
 def test_a_recipe_trains_two_steps(path: Path, domains: list[str], tmp_path: Path) -> None:
     words = [*CUT_DOWN, *domains, f"out={tmp_path / 'run'}"]
     whole = load_phases(str(path), words)[0].recipe

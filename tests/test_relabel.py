@@ -249,7 +249,7 @@ def test_samples_without_tags_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"looks at 'tags': 1 of 3 samples .* have no tags .* '2-0'"):
         job.relabel(erasing(folder, tmp_path / "erase", source=source))
     words = ["method.name=classify", "evaluation.uri=none", "target.uri=none", f"out={tmp_path / 'run'}"]
-    with pytest.raises(UserError, match=r"looks at 'tags' of the source: 1 of 3 samples"):
+    with pytest.raises(UserError, match=r"looks at 'tags' of the source \(source.uri\): 1 of 3 samples"):
         fit(settle(tiny_recipe(f"source.uri={tmp_path / 'some'}", *words)))
 
 

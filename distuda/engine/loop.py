@@ -90,7 +90,7 @@ def open_data(recipe: Recipe, coming: Collection[str] = ()) -> Data:
         for column in columns:
             if column in coming:
                 continue
-            _require(f"method {method.name!r} looks at {column!r} of the {name}", dataset, column)
+            _require(f"method {method.name!r} looks at {column!r} of the {name} ({name}.uri)", dataset, column)
     for name, data in (("target", target), ("evaluation", evaluation)):
         if data is not None and data.table.classes != source.table.classes:
             raise UserError(

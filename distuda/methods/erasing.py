@@ -128,6 +128,11 @@ class Prohibitive(Method):
         threshold: float = Field(
             0.1, ge=0, le=1, description="p: at test time classes that the branch scores below this are not predicted"
         )
+        guided_radius: int = Field(
+            0,
+            ge=0,
+            description="at test time, a guided filter fits probabilities to the image's edges, 0 = off [pixels]",
+        )
 
         @property
         def reads(self) -> dict[str, tuple[str, ...]]:
@@ -165,7 +170,7 @@ class Prohibitive(Method):
 
     def predictor(self) -> Segmenter:
         """The network, with what the branch thinks absent prohibited."""
-        return Prohibiting(self.student, self.head, self.config.threshold)
+        return Prohibiting(self.student, self.head, self.config.threshold, self.config.guided_radius)
 
 
 def erase(image_BCHW: Tensor, mined_BHW: Tensor, fill: Tensor) -> Tensor:

@@ -10,7 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distuda.models.guided_filter import guided_filter
 from distuda.models.segmenter import Features, Output, Segmenter
+
+EPS = 1e-3
+"""Of the guided filter: variance of a grey level in [0, 1] below which a window counts as flat."""
 
 NEVER = -1e4
 """Logit of a class that an image cannot hold; finite, so that softmax and low precision stay sound."""
@@ -133,13 +137,15 @@ class Prohibiting(Segmenter):
         network: the segmentation network.
         head: over the encoder's last map.
         threshold: p, the score below which a class is prohibited, in [0, 1] (AE-PSL: 0.1); the background never is.
+        radius: of the guided filter that fits probabilities to the image's edges [pixels], 0 = none. The paper's dense
+            CRF has this part; a filter is what can be exported.
     """
 
     gives_tags = True
 
-    def __init__(self, network: Segmenter, head: TagHead, threshold: float) -> None:
+    def __init__(self, network: Segmenter, head: TagHead, threshold: float, radius: int = 0) -> None:
         super().__init__(network.num_classes, align_corners=network.align_corners)
-        self.network, self.head, self.threshold = network, head, threshold
+        self.network, self.head, self.threshold, self.radius = network, head, threshold, radius
         self.normalise, self.has_aux, self.min_side = network.normalise, network.has_aux, network.min_side
 
     def core(self) -> Segmenter:
@@ -157,6 +163,9 @@ class Prohibiting(Segmenter):
     def predict(self, image_BCHW: Tensor, seed_B: Tensor | None) -> Output:
         """Logits at input size, `NEVER` for prohibited classes, and the tags' scores."""
         output = super().predict(image_BCHW, seed_B)
+        if self.radius:
+            fitted = guided_filter(image_BCHW, output.main.float().softmax(dim=1), self.radius, EPS)
+            output = output._replace(main=fitted.clamp(min=1e-6).log())
         scores_BC = self.head(output.features).sigmoid()
         allowed_BC = (scores_BC >= self.threshold) | ~self.head.possible_C
         main = output.main.masked_fill(~allowed_BC[:, :, None, None], NEVER)

@@ -77,7 +77,11 @@ def line_chart(
     y_ticks = ticks(min(low, 0.0) if from_zero else low, max(high, 0.0) if from_zero else high, max(2, height // 50))
     top = (8 if not y_label else 24) + 18 * len(rows)
     frame = _Frame(_span(x_ticks, points, 0), _span(y_ticks, points, 1), 48, top, width - 14, height - 40)
-    parts = [_axes(frame, x_ticks, y_ticks, x_label, y_label), *(_line(frame, line) for line in series), _legend(rows)]
+    parts = [
+        _axes(frame, x_ticks, y_ticks, x_label, y_label),
+        *(_line(frame, line, x_label) for line in series),
+        _legend(rows),
+    ]
     head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" class="chart">').format(width, height, label)
     return head + Markup("").join(parts) + Markup("</svg>")
 
@@ -194,7 +198,7 @@ def _axes(frame: _Frame, x_ticks: list[float], y_ticks: list[float], x_label: st
     return Markup("").join(parts)
 
 
-def _line(frame: _Frame, line: Series) -> Markup:
+def _line(frame: _Frame, line: Series, x_label: str) -> Markup:
     style = Markup('stroke="{}" stroke-width="{}" stroke-opacity="{}"').format(
         line.colour, 1 if line.faint else 2, 0.35 if line.faint else 1
     )
@@ -206,7 +210,7 @@ def _line(frame: _Frame, line: Series) -> Markup:
         )
         for stretch in _stretches(line.points)
     ]
-    return Markup("").join([*parts, *(_dot(frame, line, point) for point in _hovered(line))])
+    return Markup("").join([*parts, *(_dot(frame, line, point, x_label) for point in _hovered(line))])
 
 
 def _hovered(line: Series) -> list[Point]:
@@ -215,10 +219,10 @@ def _hovered(line: Series) -> list[Point]:
     return [] if line.faint else finite if line.markers else finite[:: max(1, len(finite) // 40)]
 
 
-def _dot(frame: _Frame, line: Series, point: Point) -> Markup:
+def _dot(frame: _Frame, line: Series, point: Point, x_label: str) -> Markup:
     x, y = frame.place(point)
     size = Markup('r="3.5"') if line.markers else Markup('r="7" fill-opacity="0"')
-    text = f"{line.name}, step {point[0]:g}: {number(point[1])}"
+    text = f"{line.name}, {x_label} {point[0]:g}: {number(point[1])}"
     return Markup('<circle cx="{:.1f}" cy="{:.1f}" fill="{}" {}><title>{}</title></circle>').format(
         x, y, line.colour, size, text
     )

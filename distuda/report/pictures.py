@@ -45,6 +45,11 @@ def jpeg(picture_HWC: NDArray[np.uint8]) -> str:
     return _data_uri([Image.fromarray(picture_HWC)], "JPEG", quality=85, optimize=True)
 
 
+def png(picture_HWC: NDArray[np.uint8]) -> str:
+    """A data URI without loss, for flat colours."""
+    return _data_uri([Image.fromarray(picture_HWC)], "PNG", optimize=True)
+
+
 def animation(pictures: Sequence[Picture], table: ClassTable) -> str:
     """A data URI of an animated WebP that repeats for ever: frames, with their overlay beside them if any has a label.
 

@@ -16,12 +16,30 @@ def entries(tree: Tree, split: str | None, variant: str | None) -> Iterator[Entr
     """Every image below ``images/``; its key is the path below that folder without suffix."""
     images, labels = (_folder(tree, name, split) for name in ("images", "labels"))
     label_of = {stem(path): file for path, file in tree.find(labels).items()}
-    tag_file = tree.file("tags.json")
-    tags = json.loads(tag_file.read())["tags"] if tag_file else {}
+    tags = _tags(tree)
     for path, image in tree.find(images).items():
         key = stem(path)
         names = tuple(tags[key]) if key in tags else None
         yield Entry(key=key, image=image, label=label_of.get(key), tags=names)
+
+
+def _tags(tree: Tree) -> dict[str, list[str]]:
+    """Class names by key as the file has them; none without the file."""
+    file = tree.file("tags.json")
+    if file is None:
+        return {}
+    form = 'Expected {"tags": {key: [class name, ...]}}.'
+    try:
+        content = json.loads(file.read())
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON ({error}). {form}") from error
+    tags = content.get("tags") if isinstance(content, dict) else None
+    if not isinstance(tags, dict):
+        raise UserError(f"{file} has no mapping 'tags'. {form}")
+    for key, names in tags.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{file}: the tags of {key!r} are {names!r}. {form}")
+    return tags
 
 
 def _folder(tree: Tree, name: str, split: str | None) -> str:

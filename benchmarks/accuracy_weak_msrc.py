@@ -1,0 +1,161 @@
+"""AE-PSL on MSRC with `lite`: segmentation from image-level tags alone, stage by stage.
+
+    python benchmarks/accuracy_weak_msrc.py --msrc MSRC --work runs/msrc
+
+MSRC holds images/, labels/ and tags.json: 400 photographs of 23 classes without a background; every fifth by sorted
+key is val. Training sees the 320 other images and their tags; masks score, and train the row "full supervision" alone.
+
+    CAM, round k        on train: each pixel's strongest tag, or the one that was mined there (all pixels)
+    masks, round k      on train: composed of the regions mined until then (pixels that are not ignored)
+    the others          on val, without its tags: segmentation networks after `--steps` steps
+
+Interrupted, it goes on where it stopped: finished results are kept in --results, half-done runs resume.
+"""
+
+import json
+import sys
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from accuracy import HERE, Results, command_line, distuda, mean_sd
+from omegaconf import OmegaConf
+
+ROUNDS, MASKS = 4, 3
+RARE = ("horse", "mountain")  # hardly any images
+STUFF = ("building", "grass", "tree", "sky", "mountain", "water", "road")
+NETWORKS = {
+    "plain": "masks alone, no PSL",
+    "segment": "PSL",
+    "again": "PSL++",
+    "true_tags": "PSL, true tags for v",
+    "full": "full supervision",
+}
+ROWS = [
+    *(f"CAM, round {k}" for k in range(1, ROUNDS + 1)),
+    *(f"masks, round {k}" for k in range(1, ROUNDS + 1)),
+    *NETWORKS.values(),
+]
+
+
+def main() -> None:
+    parser = command_line(__doc__.splitlines()[0], "runs/msrc", "accuracy_weak_msrc.json", ROWS, ROWS, "msrc")
+    parser.add_argument("--steps", type=int, default=400, help="of a segmentation network")
+    parser.add_argument("--classify-steps", type=int, default=300, help="of a round's classifier")
+    arguments = parser.parse_args()
+    if not (Path(arguments.msrc) / "tags.json").is_file():
+        sys.exit(f"skipped: no MSRC at {arguments.msrc} (images/, labels/ and tags.json)")
+    work, results = Path(arguments.work), Results(Path(arguments.results))
+    prepare(Path(arguments.msrc), work)
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        for job in [pool.submit(study, arguments, work, results, seed) for seed in arguments.seeds]:
+            job.result()
+    print(markdown(results, arguments.steps))
+
+
+def prepare(msrc: Path, work: Path) -> None:
+    """Tagged train images, the same with masks, and val with masks."""
+    work.mkdir(parents=True, exist_ok=True)
+    classes = json.loads((msrc / "tags.json").read_text())["classes"]
+    table = {"classes": classes, "things": [name for name in classes if name not in STUFF]}
+    (work / "classes.json").write_text(json.dumps(table))
+    val = sorted(path.stem for path in (msrc / "images").glob("*.jpg"))[4::5]
+    chosen = {
+        "train": ("--exclude", "--no-labels"),
+        "train_labels": ("--exclude", "--labels"),
+        "val": ("--include", "--labels"),
+    }
+    for name, (option, labels) in chosen.items():
+        if not (work / "data" / name / "manifest.json").exists():
+            keys = [word for key in val for word in (option, key)]
+            words = ("--classes", str(work / "classes.json"), labels, *keys)
+            distuda("prepare", "folder", str(msrc), str(work / "data" / name), *words)
+
+
+def study(arguments: Namespace, work: Path, results: Results, seed: int) -> None:
+    """All phases of one seed, and their scores."""
+    if all(results.has(row=row, seed=seed, steps=arguments.steps) for row in arguments.rows):
+        return
+    out = work / "runs" / f"{arguments.classify_steps}-{arguments.steps}-{seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    log, data = out / "console.log", work / "data"
+    OmegaConf.save(recipe(arguments, work), out / "recipe.yaml")
+    distuda("train", str(out / "recipe.yaml"), f"out={out}", f"seed={seed}", "resume=true", log=log)
+    facts = {"seed": seed, "steps": arguments.steps}
+    for number in range(1, ROUNDS + 1):
+        for kind, phase in (("CAM", f"erase_{number}"), ("masks", f"masks_{number}")):
+            distuda("evaluate", str(out / phase), "--data", str(data / "train_labels"), log=log)
+            scores = json.loads((out / phase / "evaluation-labels.json").read_text())
+            add(results, {"row": f"{kind}, round {number}", **facts, **scores})
+    for phase, row in NETWORKS.items():
+        lines = [json.loads(line) for line in (out / phase / "metrics.jsonl").read_text().splitlines()]
+        add(results, {"row": row, **facts, **[line for line in lines if line["kind"] == "evaluation"][-1]})
+
+
+def add(results: Results, row: dict[str, Any]) -> None:
+    if not results.has(row=row["row"], seed=row["seed"], steps=row["steps"]):
+        results.add(row)
+
+
+def recipe(arguments: Namespace, work: Path) -> Any:
+    """recipes/erasing.yaml with masks after every round, and the networks that the table compares."""
+    whole: Any = OmegaConf.load(HERE.parent / "recipes" / "erasing.yaml")
+    shared = {name: value for name, value in whole.items() if name != "phases"}
+    classify, erase = whole.phases[0].repeat
+    named = {phase.name: phase for phase in whole.phases if "name" in phase}
+    segment = {**named["segment"], "steps": arguments.steps}
+    seen = {"source": {"columns": [f"masks_{MASKS}"]}}
+    phases = [
+        {"repeat": [{**classify, "steps": arguments.classify_steps}, erase]},
+        *(
+            {**named["masks"], "name": f"masks_{number}", "source": {"columns": [f"erase_{number}"]}}
+            for number in range(1, ROUNDS + 1)
+        ),
+        {**segment, **seen, "name": "plain", "method": {"name": "psl", "prohibit": False}},
+        {**segment, **seen},
+        named["own_masks"],
+        {**segment, "name": "again"},
+        {**segment, **seen, "name": "true_tags", "method": {"name": "psl", "confidence": "tags"}},
+        {
+            **segment, "name": "full", "method": {"name": "source_only"},
+            "source": {"uri": str(work / "data" / "train_labels"), "columns": []},
+        },
+    ]  # fmt: skip
+    own = {
+        "source": {"uri": str(work / "data" / "train")},
+        "evaluation": {"uri": str(work / "data" / "val"), "every_steps": 1_000_000},
+    }
+    return OmegaConf.create({**shared, **own, "log_every_steps": 25, "rounds": ROUNDS, "phases": phases})
+
+
+def markdown(results: Results, steps: int) -> str:
+    """One line a stage: mean and spread over seeds, each seed, without rare classes, share of full supervision."""
+    full = results.of(row=NETWORKS["full"], steps=steps)
+    lines = [
+        "| stage | mIoU | seeds | without horse and mountain | covered | of full supervision |",
+        "| --- " * 6 + "|",
+    ]
+    for row in ROWS:
+        runs = sorted(results.of(row=row, steps=steps), key=lambda run: run["seed"])
+        if not runs:
+            continue
+        values = [100 * run["miou"] for run in runs]
+        common = [100 * without_rare(run) for run in runs]
+        covered = f"{100 * sum(run['coverage'] for run in runs) / len(runs):.0f} %" if "coverage" in runs[0] else ""
+        share = ""
+        if full and row in NETWORKS.values():
+            share = f"{sum(values) / len(values) / sum(run['miou'] for run in full) * len(full):.0f} %"
+        each = " / ".join(f"{value:.1f}" for value in values)
+        lines.append(f"| {row} | {mean_sd(values)} | {each} | {mean_sd(common)} | {covered} | {share} |")
+    return "\n".join(lines)
+
+
+def without_rare(run: dict[str, Any]) -> float:
+    """Mean IoU of the other classes that occur or are predicted, in [0, 1]."""
+    values = [value for name, value in run["iou"].items() if name not in RARE and value is not None]
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    main()
