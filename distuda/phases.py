@@ -1,13 +1,13 @@
 """Run a recipe's phases in order: train or relabel, pass over what is finished, end rounds that gain nothing."""
 
 import os
-import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from distuda import storage
 from distuda.data.columns import COLUMNS
+from distuda.engine.run import final_loss, read_rows
 from distuda.errors import UserError
 from distuda.plan import PHASES, Phase, fewer_rounds, outer, to_yaml
 from distuda.recipe import Recipe, RelabelRecipe
@@ -96,15 +96,8 @@ def _was_in_vain(done: Sequence[Phase]) -> bool:
     if last.stop_ratio is None or last.round < 2 or isinstance(last.recipe, RelabelRecipe):
         return False
     first = next(phase for phase in done if (phase.base, phase.round) == (last.base, 1))
-    return _final_loss(str(last.recipe.out)) > last.stop_ratio * _final_loss(str(first.recipe.out))
-
-
-def _final_loss(run: str) -> float:
-    """The mean training loss of the last quarter of a run's logged rows."""
-    from distuda.engine.run import read_rows
-
-    losses = [row["loss"] for row in read_rows(run) if row["kind"] == "train"]
-    return statistics.mean(losses[-max(1, len(losses) // 4) :])
+    now, then = (final_loss(read_rows(str(phase.recipe.out))) for phase in (last, first))
+    return now is not None and then is not None and now > last.stop_ratio * then
 
 
 def _describe(phases: Sequence[Phase]) -> None:

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -251,7 +252,11 @@ def test_rounds_end_when_the_loss_has_grown_too_much(
 ) -> None:
     """The second classifier is twice as bad: its erasing is not done, and masks come of the first round's."""
     losses = {"classify_1": 1.0, "classify_2": 2.0, "classify_3": 1.0}
-    monkeypatch.setattr(running, "_final_loss", lambda run: losses[Path(run).name])
+
+    def rows(run: str) -> list[dict[str, Any]]:
+        return [{"kind": "train", "loss": 9.0}] * 3 + [{"kind": "train", "loss": losses[Path(run).name]}]
+
+    monkeypatch.setattr(running, "read_rows", rows)
     monkeypatch.setattr(running, "_check", lambda phases: None)
     done: list[Phase] = []
     monkeypatch.setattr(running, "_run", done.append)

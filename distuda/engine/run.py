@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,13 @@ def read_rows(uri: str) -> list[dict[str, Any]]:
     if not storage.exists(path):
         return []
     return [json.loads(line) for line in storage.read_bytes(path).decode().splitlines() if line]
+
+
+def final_loss(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The mean training loss of the last quarter of a run's logged rows; None where nothing is logged."""
+    losses = [float(row["loss"]) for row in rows if row["kind"] == "train"]
+    last = losses[-max(1, len(losses) // 4) :]
+    return sum(last) / len(last) if last else None
 
 
 def build_method(recipe: Recipe, table: ClassTable, class_frequency_src: torch.Tensor) -> Method:

@@ -16,7 +16,7 @@ from distuda.data.decode import decode_image, decode_label, resize_image, resize
 from distuda.data.labels import IGNORE
 from distuda.data.survey import accessible, spread
 from distuda.engine.checkpoint import Checkpoints
-from distuda.engine.run import open_run, read_rows
+from distuda.engine.run import final_loss, open_run, read_rows
 from distuda.errors import UserError, nearest
 from distuda.plan import PHASES, load_phases
 from distuda.recipe import Domain, Recipe, RelabelRecipe, parse_relabel
@@ -169,13 +169,6 @@ def _uri(domain: Domain) -> str:
     if domain.uri is None:
         raise UserError("these phases name no samples that could be shown: source.uri and target.uri are none.")
     return domain.uri
-
-
-def final_loss(rows: Sequence[dict[str, Any]]) -> float | None:
-    """The mean training loss of the last quarter of a log, by which rounds are ended; None for an empty one."""
-    losses = [float(row["loss"]) for row in rows if row["kind"] == "train"]
-    last = losses[-max(1, len(losses) // 4) :]
-    return sum(last) / len(last) if last else None
 
 
 def _network_scores(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
