@@ -59,14 +59,21 @@ def _check(phases: Sequence[Phase]) -> None:
     from distuda.engine.loop import open_data, settle
     from distuda.relabel.job import open_domain, require_fresh
 
-    coming: set[str] = set()
+    coming: dict[str, set[str]] = {"source": set(), "target": set()}
+    relabels = [phase.name for phase in phases if isinstance(phase.recipe, RelabelRecipe)]
+    if relabels and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            f"phase {relabels[0]!r} relabels, and every rank of torchrun would do it. Start one process and let Ray "
+            "bring the others: workers=N."
+        )
     for phase in phases:
         there = _with_written_columns(phase.recipe)
         try:
             if isinstance(phase.recipe, RelabelRecipe):
                 require_fresh(phase.recipe)
-                open_domain(there, coming)
-                coming |= set(RELABELS[phase.recipe.relabel.name].writes)
+                domain = coming[phase.recipe.relabel.domain]
+                open_domain(there, domain)
+                domain |= set(RELABELS[phase.recipe.relabel.name].writes)
             else:
                 require_start(phase.recipe)
                 settle(phase.recipe)

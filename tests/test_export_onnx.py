@@ -191,7 +191,7 @@ def test_verify_refuses_another_networks_file(tiny_file: bytes) -> None:
 
 
 def report_with(agreement: float = 1.0, confidence: float = 0.0, miou: float = 0.5) -> Report:
-    row = Row("native", {(10, 10)}, 1, 10_000, round(agreement * 10_000), confidence)
+    row = Row("native", {(10, 10)}, 1, 10_000, round(agreement * 10_000), confidence_error=confidence)
     return Report("cpu", 0.1, [row], 0.5, miou)
 
 

@@ -286,6 +286,12 @@ def test_all_of_erasing_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.Mon
     assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*.parquet")}
 
 
+def test_ranks_do_not_relabel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"phase 'erase_1' relabels, .* workers=N"):
+        train_phases(load_phases(written(tmp_path, ERASING), [f"out={tmp_path / 'run'}"]))
+
+
 def test_a_phase_without_what_it_looks_at_is_refused_before_anything_runs(tmp_path: Path) -> None:
     samples = tiny_samples(2, 1)
     for sample in samples:

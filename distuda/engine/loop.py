@@ -3,10 +3,11 @@
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -65,12 +66,12 @@ def choose_device(recipe: Recipe | RelabelRecipe, local_rank: int = 0) -> torch.
     return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
 
 
-def open_data(recipe: Recipe, coming: Collection[str] = ()) -> Data:
+def open_data(recipe: Recipe, coming: Mapping[str, Collection[str]] = MappingProxyType({})) -> Data:
     """Open and check all data sets before anything is spent.
 
     Args:
         recipe: what is trained.
-        coming: columns that a phase before this one will write; their absence is no mistake yet.
+        coming: by domain, columns that a phase before this one will write; their absence is no mistake yet.
 
     Raises:
         UserError: missing data, a domain without what the method looks at, different class tables.
@@ -88,7 +89,7 @@ def open_data(recipe: Recipe, coming: Collection[str] = ()) -> Data:
         dataset = source if name == "source" else target
         assert dataset is not None
         for column in columns:
-            if column in coming:
+            if column in coming.get(name, ()):
                 continue
             _require(f"method {method.name!r} looks at {column!r} of the {name} ({name}.uri)", dataset, column)
     for name, data in (("target", target), ("evaluation", evaluation)):

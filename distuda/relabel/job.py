@@ -3,6 +3,8 @@
 A row group's columns appear whole or not at all, so a phase that was interrupted goes on with those that are missing.
 """
 
+import sys
+import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -38,12 +40,18 @@ def relabel(recipe: RelabelRecipe) -> str:
     storage.write_bytes(storage.join(recipe.out, RELABEL), OmegaConf.to_yaml(_described(recipe)).encode())
     columns = [*kind.reads, *(column for column in kind.reads_if_there if dataset.holds(column))]
     left = sorted(set(range(len(dataset.groups))) - groups_done(recipe.out))
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        title = f"{recipe.relabel.name}: looking at {len(dataset)} images"
-        done = len(dataset) - sum(dataset.rows_per_group[number] for number in left)
+    done = len(dataset) - sum(dataset.rows_per_group[number] for number in left)
+    title = f"{recipe.relabel.name}: looking at {len(dataset)} images"
+    console, live = Console(stderr=True), sys.stderr.isatty()
+    if not live:
+        console.print(f"{title}, {done} of them done already" if done else title, highlight=False)
+    started_s = time.monotonic()
+    with Progress(console=console, transient=True, disable=not live) as progress:
         task = progress.add_task(title, total=len(dataset), completed=done)
         for count in _work(recipe, dataset, left, columns):
             progress.advance(task, count)
+    rate = (len(dataset) - done) / max(1e-6, time.monotonic() - started_s)
+    console.print(f"{recipe.relabel.name}: done, {rate:.1f} images/s", highlight=False)
     if not storage.exists(storage.join(recipe.out, COLUMNS)):
         finish(recipe.out, dataset, kind.writes)
     return recipe.out
