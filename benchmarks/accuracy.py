@@ -140,6 +140,7 @@ class Results:
         self.rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
 
     def has(self, **facts: Any) -> bool:
+        """Whether a run with these facts is finished."""
         return bool(self.of(**facts))
 
     def of(self, **facts: Any) -> list[Row]:
@@ -147,6 +148,7 @@ class Results:
         return [row for row in self.rows if all(row[name] == value for name, value in facts.items())]
 
     def add(self, row: Row) -> None:
+        """Keep a finished run, on disk at once."""
         with self.lock:
             self.rows.append({name: row[name] for name in KEPT if name in row})
             self.path.write_text("[\n" + ",\n".join(json.dumps(r) for r in self.rows) + "\n]\n")

@@ -94,6 +94,7 @@ def study(arguments: Namespace, work: Path, results: Results, seed: int) -> None
 
 
 def add(results: Results, row: dict[str, Any]) -> None:
+    """Keep a finished row, once."""
     if not results.has(row=row["row"], seed=row["seed"], steps=row["steps"]):
         results.add(row)
 

@@ -27,6 +27,7 @@ from distuda.models.deeplab import DeepLabV2
 
 
 def build() -> AdvEnt:
+    """AdvEnt on DeepLab-v2 ResNet-101 with both heads, Cityscapes' 19 classes."""
     torch.manual_seed(0)
     student = DeepLabV2(19, depth=101, multi_level=True)
     context = Context(19, torch.full((19,), 1 / 19), photometry_labelled=False)
@@ -34,16 +35,19 @@ def build() -> AdvEnt:
 
 
 def batches(size_src: tuple[int, int], size_tgt: tuple[int, int]) -> tuple[Batch, Batch]:
+    """One random source and one random target image of the given (height, width)."""
     seed = torch.zeros(1, dtype=torch.int64)
     label = torch.randint(0, 19, (1, *size_src))
     return Batch(torch.rand(1, 3, *size_src), label, seed), Batch(torch.rand(1, 3, *size_tgt), None, seed)
 
 
 def ours(method: AdvEnt, source: Batch, target: Batch) -> None:
+    """One forward of both domains, one backward."""
     method(source, target).total().backward()
 
 
 def published(method: AdvEnt, source: Batch, target: Batch) -> None:
+    """The published order: source and target forward apart, three backwards (see above)."""
     student, discriminators, config = method.student, list(method.discriminators), method.config
     weights = (config.lambda_adv, config.lambda_adv_aux)
     _trainable(discriminators, False)
@@ -83,6 +87,7 @@ def gradient_difference(size_src: tuple[int, int], size_tgt: tuple[int, int]) ->
 
 
 def seconds(rounds: int, size_src: tuple[int, int], size_tgt: tuple[int, int]) -> dict[str, list[float]]:
+    """Times of each variant [s], in turns; the first turn is thrown away."""
     data, method = batches(size_src, size_tgt), build()
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for i in range(rounds + 1):

@@ -81,6 +81,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     main_rows = [row for row in ROWS if row not in ABLATIONS]
     parser = command_line(
         __doc__.splitlines()[0], "runs/feature_regression", "feature_regression.json", list(ROWS), main_rows, "camvid"
@@ -127,6 +128,7 @@ def pseudo_labelled(source: str, run: str) -> Iterator[Sample]:
 
 
 def sample(key: str, image: bytes, label_HW: Tensor, pair: bytes | None) -> Sample:
+    """A prepared sample: encoded image, (H, W) train ids, the encoded image of the other camera."""
     label = cv2.imencode(".png", label_HW.numpy().astype(np.uint8))[1].tobytes()
     return Sample(key=key, image=image, height=SIZE[0], width=SIZE[1], label=label, pair=pair)
 
@@ -145,10 +147,12 @@ def write(work: Path, name: str, samples: Iterator[Sample]) -> None:
 
 
 def complete(work: Path, name: str) -> bool:
+    """Whether a data set is written."""
     return (work / "data" / name / "manifest.json").exists()
 
 
 def uri(work: Path, name: str) -> str:
+    """Where a data set lies."""
     return str(work / "data" / name)
 
 
@@ -156,6 +160,7 @@ def uri(work: Path, name: str) -> str:
 
 
 def teacher_folder(work: Path, seed: int, steps: int) -> Path:
+    """The run of the network of A."""
     return work / "runs" / f"teacher-{steps}-{seed}"
 
 

@@ -52,11 +52,13 @@ def main() -> None:
 
 
 def repeated(data: Dataset, factor: int) -> Dataset:
+    """The same shards as if the data set were ``factor`` times as long."""
     groups, labelled = data.manifest.row_groups * factor, data.manifest.num_labelled * factor
     return replace(data, manifest=replace(data.manifest, row_groups=groups, num_labelled=labelled))
 
 
 def case(uri: str, reader: str, factor: str, images: int) -> dict[str, Any]:
+    """Highest resident memory [MiB] while one process reads, and what Ray's store holds at the end."""
     data = repeated(open_dataset(uri), int(factor))
     open_stream: Callable[..., Any] = read_batches
     if reader == "Ray Data":
@@ -76,6 +78,7 @@ def case(uri: str, reader: str, factor: str, images: int) -> dict[str, Any]:
 
 
 def watch(done: threading.Event, samples: list[float]) -> None:
+    """Proportional set size of this process and all its children [MiB], twice a second until ``done``."""
     while not done.is_set():
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
         total = 0

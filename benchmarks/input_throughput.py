@@ -64,6 +64,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--camvid", required=True)
     parser.add_argument("--work", default="runs/input", help="where the samples are written in each loader's format")
@@ -141,6 +142,7 @@ def make_readers(
 
 
 def distuda_shards(rows: Rows, folder: Path) -> str:
+    """Our shards of the samples."""
     if not is_complete(str(folder)):
         samples = (
             Sample(key=f"{i:05d}", image=image, label=label, height=360, width=480)
@@ -152,12 +154,14 @@ def distuda_shards(rows: Rows, folder: Path) -> str:
 
 
 def ours(uri: str, open_stream: Callable[..., Batches]) -> Batches:
+    """Our batches, by the reader given."""
     data = open_dataset(uri)
     order = Order(data.rows_per_group, seed=0, domain="source")
     return open_stream(data, order, batch_size=BATCH, size=None, region=CROP, columns=("label",))
 
 
 def on_ray(uri: str) -> Batches:
+    """Our batches, read by Ray Data."""
     from distuda.data.stream import stream_batches
 
     return ours(uri, stream_batches)
@@ -179,6 +183,7 @@ def on_s3(shards: Path, stack: ExitStack) -> str:
 
 
 def plain_files(rows: Rows, folder: Path) -> list[tuple[Path, Path]]:
+    """A file an image and a file a label."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [(folder / f"{i:05d}.jpg", folder / f"{i:05d}.png") for i in range(len(rows))]
     for (image_path, label_path), (image, label) in zip(paths, rows, strict=True):
@@ -189,6 +194,8 @@ def plain_files(rows: Rows, folder: Path) -> list[tuple[Path, Path]]:
 
 
 class Files(torch.utils.data.Dataset[Any]):
+    """What most projects have: a data set of paths."""
+
     def __init__(self, paths: list[tuple[Path, Path]]) -> None:
         self.paths = paths
 
@@ -201,6 +208,7 @@ class Files(torch.utils.data.Dataset[Any]):
 
 
 def files_loader(paths: list[tuple[Path, Path]], workers: int) -> Any:
+    """Batches of plain files by torch's loader."""
     return torch.utils.data.DataLoader(
         Files(paths), BATCH, shuffle=True, drop_last=True, num_workers=workers, collate_fn=batch_of
     )
@@ -223,6 +231,7 @@ def tar_shards(rows: Rows, folder: Path) -> str:
 
 
 def tar_loader(urls: str, workers: int) -> Any:
+    """Batches of tar shards by webdataset."""
     import webdataset as wds
 
     dataset = wds.WebDataset(urls, shardshuffle=100, seed=0, empty_check=False).shuffle(256)
@@ -231,6 +240,7 @@ def tar_loader(urls: str, workers: int) -> Any:
 
 
 def mosaic_shards(rows: Rows, folder: Path) -> str:
+    """MosaicML's shards of the samples."""
     from streaming import MDSWriter
 
     if not (folder / "index.json").exists():
@@ -242,6 +252,7 @@ def mosaic_shards(rows: Rows, folder: Path) -> str:
 
 
 def mosaic_loader(folder: str, workers: int) -> Any:
+    """Batches of MosaicML's shards by its streaming."""
     from streaming import StreamingDataset
 
     class Decoded(StreamingDataset):

@@ -19,6 +19,7 @@ from distuda.models.lite import Lite
 
 
 def plain(x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int, dilation: int) -> torch.Tensor:
+    """Depthwise convolution with torch's own gradients."""
     return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1])
 
 
@@ -30,6 +31,7 @@ VARIANTS = {  # name: (bfloat16, our gradients)
 
 
 def step(model: Lite, image: torch.Tensor, label: torch.Tensor, bf16: bool, quick: bool) -> float:
+    """Seconds of one forward and backward."""
     patched = nullcontext() if quick else mock.patch("distuda.models.lite.depthwise_conv2d", plain)
     started_s = time.perf_counter()
     with patched:

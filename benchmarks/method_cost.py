@@ -56,6 +56,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="steps a turn")
@@ -68,6 +69,7 @@ def parse() -> argparse.Namespace:
 
 
 def start(name: str) -> "subprocess.Popen[str]":
+    """A process that holds one method and waits to be asked for a turn."""
     command = [sys.executable, __file__, *sys.argv[1:], "--variant", name]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -116,6 +118,7 @@ def batch(options: argparse.Namespace, seed: int) -> Batch:
 
 
 def table(rounds: list[dict[str, dict[str, float]]], options: argparse.Namespace) -> str:
+    """Medians over rounds, and ratios to source-only within each round."""
     base = [turn["source_only"] for turn in rounds]
     height, width = options.size
     lines = [

@@ -88,6 +88,7 @@ def anew(clip: Clip, panoptic: bool, read: Reader) -> Counts:
 
 
 def ours(clip: Clip, panoptic: bool) -> Counts:
+    """Counts of a clip by the streamed metric."""
     metric = VideoPanopticQuality(CLASSES, THINGS, windows=WINDOWS, panoptic=panoptic)
     for frame in clip:
         metric.update("clip", *frame)

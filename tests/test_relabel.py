@@ -10,7 +10,7 @@ import pytest
 from settings import TABLE, tiny_recipe, tiny_samples
 
 from distuda.cli import main
-from distuda.data.columns import CONTESTED, GROUPS, open_columns, read_group, write_group
+from distuda.data.columns import COLUMNS, CONTESTED, GROUPS, open_columns, read_group, write_group
 from distuda.data.dataset import open_dataset
 from distuda.data.labels import ClassTable
 from distuda.data.order import Order
@@ -278,7 +278,12 @@ def test_columns_of_other_data_are_refused(folder: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"looks at 'mined': .* has no column 'mined' beside it"):
         job.relabel(erasing(folder, tmp_path / "masks", relabel={"name": "compose"}, init_from=None))
     shutil.rmtree(tmp_path / "erase" / GROUPS)
-    assert open_columns(uri, open_dataset(str(folder / "tagged")).manifest.content_hash).names
+    content_hash = open_dataset(str(folder / "tagged")).manifest.content_hash
+    assert open_columns(uri, content_hash).names
+    described = tmp_path / "erase" / COLUMNS
+    described.write_text(described.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(UserError, match="of format 2; this version reads 1"):
+        open_columns(uri, content_hash)
 
 
 def test_predicting_on_a_target_makes_labels_for_it(folder: Path, domains: list[str], tmp_path: Path) -> None:

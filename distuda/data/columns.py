@@ -3,7 +3,12 @@
     columns.json                what lies here and for which data set; written last, so it means complete
     groups/00000.parquet        one file a row group, rows in its order: key, the columns, class_pixels of a label
 
-A group's file appears whole or not at all, so an interrupted phase goes on with the groups that have none.
+A group's file appears whole or not at all, so an interrupted phase goes on with the groups that have none. Columns are:
+
+    label       8-bit PNG of train ids, 255 = ignore; takes the place of the shards' own
+    mined       8-bit PNG: the class whose object a pixel was found to be, 254 = several claim it, 255 = none
+    heat        8-bit PNG: how strongly the image's tags are seen at a pixel, 255 = most
+    saliency    8-bit PNG: how much a pixel stands out of the picture, 255 = most
 """
 
 import io
@@ -27,14 +32,6 @@ COLUMNS = "columns.json"
 GROUPS = "groups"
 FORMAT_VERSION = 1
 
-KINDS = {
-    "label": "8-bit PNG of train ids, 255 = ignore; takes the place of the shards' own",
-    "mined": "8-bit PNG: the class whose object a pixel was found to be, 254 = several claim it, 255 = none",
-    "heat": "8-bit PNG: how strongly the image's tags are seen at a pixel, 255 = most",
-    "saliency": "8-bit PNG: how much a pixel stands out of the picture, 255 = most",
-}
-"""The columns a relabel phase may write."""
-
 CONTESTED = 254
 """Value of ``mined`` where more than one class claims a pixel."""
 
@@ -45,7 +42,7 @@ class Columns:
 
     Attributes:
         uri: the folder.
-        names: which of `KINDS` it holds.
+        names: which columns it holds.
         base: content hash of the data set they belong to.
         class_pixels: labelled pixels per train id of each row group; empty without a label column.
         num_labelled: samples with a label here.
@@ -112,6 +109,11 @@ def open_columns(uri: str, base: str) -> Columns:
     if not storage.exists(where):
         raise UserError(f"no columns at {uri!r} (no {COLUMNS}). Give a finished relabel phase, or finish it.")
     data = json.loads(storage.read_bytes(where))
+    if data.get("format") != FORMAT_VERSION:
+        raise UserError(
+            f"the columns at {uri!r} are of format {data.get('format')}; this version reads {FORMAT_VERSION}. "
+            "Run the relabel phase again."
+        )
     if data["base"] != base:
         raise UserError(f"the columns at {uri!r} belong to another data set. Relabel this one, or give theirs.")
     return Columns(uri, tuple(data["names"]), base, tuple(tuple(c) for c in data["class_pixels"]), data["num_labelled"])

@@ -74,7 +74,7 @@ class Dataset:
         """Refuse a data set in which a column is missing that training looks at.
 
         Args:
-            column: of the shards, or of those that may stand beside them (`data.columns.KINDS`); every sample must have
+            column: of the shards, or of those that may stand beside them (`data.columns`); every sample must have
                 it, but for ``pair``, which some may lack.
         """
         if column == "label" and not self.labelled:

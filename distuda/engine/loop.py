@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -227,9 +227,9 @@ class Session:
         ):
             storage.write_bytes(storage.join(self.out, name), text.encode())
 
-    def streams(self, open_stream: OpenStream) -> list[Iterator[Batch]]:
+    def streams(self, open_stream: OpenStream) -> dict[str, Iterator[Batch]]:
         """Endless batches of the domains that the method reads, from where the checkpoint left them."""
-        return [self._stream(name, open_stream) for name in self.recipe.method.reads]
+        return {name: self._stream(name, open_stream) for name in self.recipe.method.reads}
 
     def _stream(self, name: str, open_stream: OpenStream) -> Iterator[Batch]:
         domain: Domain = getattr(self.recipe, name)
@@ -253,12 +253,12 @@ class Session:
         )  # fmt: skip
         return self._closing.enter_context(closing(stream))  # type: ignore[type-var]
 
-    def advance(self, streams: Sequence[Iterator[Batch]]) -> None:
+    def advance(self, streams: Mapping[str, Iterator[Batch]]) -> None:
         """One step; the time spent waiting for data is counted apart."""
         asked_s = time.monotonic()
-        batches = [next(stream) for stream in streams]
+        batches = {name: next(stream) for name, stream in streams.items()}
         self._wait_s += time.monotonic() - asked_s
-        self.scalars = self.step(*batches)
+        self.scalars = self.step(**batches)
         self.step_number += 1
         self.scores = {}  # those of other weights; a checkpoint is judged by its own
         if self.worker.leads:

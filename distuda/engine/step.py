@@ -33,19 +33,24 @@ class Step:
         self.focus = _focus(method, recipe, device)
         self.wrapped = _wrap(method, recipe, device)
 
-    def __call__(self, source: Batch, target: Batch | None = None) -> dict[str, Tensor]:
-        """Consume one raw batch a domain; gives the detached losses and metrics of the step, still on the device."""
+    def __call__(self, source: Batch | None = None, target: Batch | None = None) -> dict[str, Tensor]:
+        """Consume one raw batch a domain; gives the detached losses and metrics of the step, still on the device.
+
+        A batch of a domain that the method does not read is left alone, and need not be given.
+        """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         parts = self.recipe.accumulate
-        batches = [self._ready(source, self.focus)]
-        if target is not None and "target" in self.recipe.method.reads:
-            batches.append(self._ready(target))
-        micro_steps = list(zip(*(batch.split(parts) for batch in batches), strict=True))
+        given = {"source": source, "target": target}
+        batches = {
+            name: self._ready(batch, self.focus if name == "source" else None).split(parts)
+            for name, batch in given.items()
+            if batch is not None and name in self.recipe.method.reads
+        }
         scalars: list[dict[str, Tensor]] = []
-        for i, micro_batches in enumerate(micro_steps):
+        for i in range(parts):
             with self._no_all_reduce(last=i == parts - 1), self._autocast():
-                losses = self.wrapped(*micro_batches)
+                losses = self.wrapped(**{name: micro[i] for name, micro in batches.items()})
                 # The total is made inside autocast but in float32 (`Losses.total`).
                 (losses.total() / parts).backward()
             scalars.append(losses.scalars())

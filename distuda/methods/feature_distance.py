@@ -4,8 +4,6 @@ Hoyer, Dai, Van Gool: DAFormer, CVPR 2022, section 3.3 (thing-class ImageNet fea
 from ImageNet knows things that the source shows poorly; without a rein it forgets them.
 """
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from distuda import losses
 from distuda.errors import UserError
 from distuda.methods.method import View
-from distuda.models.segmenter import Features, Segmenter
+from distuda.models.segmenter import Features, Segmenter, trunk_of
 
 
 class FeatureDistance(nn.Module):
@@ -32,7 +30,7 @@ class FeatureDistance(nn.Module):
                 "method.lambda_distance > 0 keeps features of things, but the class table has none. Name classes in "
                 "method.distance_classes, or set lambda_distance=0."
             )
-        self.reference = _without_heads(student).requires_grad_(False)
+        self.reference = trunk_of(student).requires_grad_(False)
         self.things, self.min_share = things, min_share
 
     def train(self, mode: bool = True) -> "FeatureDistance":
@@ -59,15 +57,3 @@ class FeatureDistance(nn.Module):
         present = [(label_BHW == thing).float() for thing in self.things]
         share_BThw = F.adaptive_avg_pool2d(torch.stack(present, dim=1), size)
         return share_BThw.amax(dim=1) >= self.min_share
-
-
-def _without_heads(network: Segmenter) -> Segmenter:
-    """A copy that can only encode: every module that is all head is gone, and is in no checkpoint."""
-    trunk = copy.deepcopy(network)
-    heads = set(trunk.head_parameters())
-    for module in list(trunk.modules()):
-        for name, child in module.named_children():
-            parameters = set(child.parameters())
-            if parameters and parameters <= heads:
-                setattr(module, name, nn.Identity())
-    return trunk

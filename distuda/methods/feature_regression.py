@@ -8,7 +8,6 @@ docs/methods/feature_regression.md says what is our reading and what was measure
 Shape legend: B samples, C channels, H and W pixels of a feature map.
 """
 
-import copy
 from typing import Literal
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from distuda.data.batch import Batch
 from distuda.data.transformations import CameraConfig, MisalignmentConfig, camera, misalign
 from distuda.methods.method import Context, Group, Losses, Method, MethodConfig
-from distuda.models.segmenter import Features, Segmenter, pick_layers, require_one_scale
+from distuda.models.segmenter import Features, Segmenter, pick_layers, require_one_scale, trunk_of
 
 
 class FeatureRegression(Method):
@@ -73,8 +72,8 @@ class FeatureRegression(Method):
 
         @property
         def reads(self) -> dict[str, tuple[str, ...]]:
-            """Pairs of the target, unless they are made of source images; no label in either case."""
-            return {"source": (), "target": ("pair",)} if self.pairs == "given" else {"source": ()}
+            """The target's pairs, or else the source's images to make pairs of; no label in either case."""
+            return {"target": ("pair",)} if self.pairs == "given" else {"source": ()}
 
         @property
         def needs_trained_start(self) -> bool:
@@ -86,7 +85,7 @@ class FeatureRegression(Method):
     def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
         require_one_scale(student, config.name)
         super().__init__(config, student, context)
-        self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
+        self.teacher = trunk_of(student).requires_grad_(False).eval()
         learning = self._behind_layers(student)
         student.requires_grad_(False)
         for parameter in learning:
@@ -98,7 +97,7 @@ class FeatureRegression(Method):
         self.teacher.eval()
         return self
 
-    def forward(self, source: Batch, target: Batch | None = None) -> Losses:
+    def forward(self, source: Batch | None = None, target: Batch | None = None) -> Losses:
         """The teacher on domain A, the student's trunk on domain B, the distance of each chosen layer."""
         image_a, image_b = self.views(source, target)
         with torch.no_grad():
@@ -108,11 +107,12 @@ class FeatureRegression(Method):
         parts = zip(self.config.layers, weights, got, wanted, strict=True)
         return Losses({f"features_{layer}": weight * self.distance(b, a) for layer, weight, b, a in parts})
 
-    def views(self, source: Batch, target: Batch | None) -> tuple[Tensor, Tensor]:
+    def views(self, source: Batch | None, target: Batch | None) -> tuple[Tensor, Tensor]:
         """The same scenes as the old camera (A) and the new one (B) see them, float RGB in [0, 1]."""
         if self.config.pairs == "given":
             assert target is not None and target.pair_BCHW is not None
             return target.pair_BCHW, target.image_BCHW
+        assert source is not None
         changed = camera(source.image_BCHW, source.seed_B, self.config.camera)
         return source.image_BCHW, misalign(changed, source.seed_B, self.config.misalignment)
 

@@ -3,6 +3,7 @@
 Shape legend: B images, C classes, H and W pixels; ``features`` is the network's own tuple of maps.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -165,6 +166,18 @@ def pick_layers(features: Features, layers: Sequence[int], field: str) -> list[i
             f"{field}={list(layers)}: the network gives {count} feature maps. Choose from {-count} to {count - 1}."
         )
     return [layer % count for layer in layers]
+
+
+def trunk_of(network: Segmenter) -> Segmenter:
+    """A copy that can only encode: every module that is all head is gone, and is in no checkpoint."""
+    trunk = copy.deepcopy(network)
+    heads = set(trunk.head_parameters())
+    for module in list(trunk.modules()):
+        for name, child in module.named_children():
+            parameters = set(child.parameters())
+            if parameters and parameters <= heads:
+                setattr(module, name, nn.Identity())
+    return trunk
 
 
 def require_one_scale(network: Segmenter, method: str) -> None:

@@ -56,7 +56,7 @@ class Relabeller:
 
     Config: ClassVar[type[RelabelConfig]] = RelabelConfig
     writes: ClassVar[tuple[str, ...]] = ()
-    """Columns it writes (`data.columns.KINDS`)."""
+    """Columns it writes (`data.columns`)."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Columns it cannot do without."""
     reads_if_there: ClassVar[tuple[str, ...]] = ()
