@@ -3,8 +3,8 @@
     python benchmarks/saliency.py --msrc MSRC
 
 MSRC holds images/, labels/ and tags.json. Objects are the 16 classes of things, background the 7 of stuff; void pixels
-do not count. The area under the ROC curve is a photograph's, averaged over photographs that show both; the cue is that of
-all photographs.
+do not count. The area under the ROC curve is a photograph's, averaged over photographs that show both; the cue is
+that of all photographs.
 """
 
 import argparse

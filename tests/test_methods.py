@@ -47,7 +47,7 @@ def test_one_step_is_finite_and_uses_every_parameter(name: str) -> None:
     method, step = step_of(name)
     before = {key: value.clone() for key, value in method.named_parameters()}
     made: list[Losses] = []
-    step.wrapped = lambda *batches: made.append(method(*batches)) or made[-1]
+    step.wrapped = lambda **batches: made.append(method(**batches)) or made[-1]
     scalars = step(tiny_batch(2, 1), tiny_batch(2, 2, "target"))
     assert all(torch.isfinite(value) and value.ndim == 0 for value in scalars.values())
     assert all(value.item() > 0 for value in made[0].objective.values()), made[0].objective

@@ -6,6 +6,7 @@ Shape legend: B samples, C channels, H and W pixels.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,40 +77,66 @@ class RareClassFocus:
 
 
 def geometry(batch: Batch, config: GeometryConfig, focus: RareClassFocus | None = None) -> Batch:
-    """uint8 windows -> float32 RGB crops in [0, 1] with labels, mined regions and pairs; same place in all.
+    """uint8 windows -> float32 RGB crops in [0, 1] with all that lies over them; same place in all, frames before too.
 
-    One bilinear resampling does zoom, position and flip together; labels take the nearest pixel, and what lies
+    One bilinear resampling does zoom, position and flip together; labels and flow take the nearest pixel, and what lies
     outside the window is black and ignored. With a ``focus`` crops are drawn until they show a rare class.
     """
-    image = batch.image_BCHW.float() / 255
-    pair = None if batch.pair_BCHW is None else batch.pair_BCHW.float() / 255
-    window = (image.shape[-2], image.shape[-1])
+    window = (batch.image_BCHW.shape[-2], batch.image_BCHW.shape[-1])
     crop_size = config.crop or window
     if config.scale == (1.0, 1.0) and window == crop_size:
-        return _flip_only(replace(batch, image_BCHW=image, pair_BCHW=pair), config.flip)
+        flipped_B = uniform(batch.seed_B, "flip") < config.flip
+        return _every_frame(batch, lambda frame: _flip_only(frame, flipped_B))
     if focus is not None and batch.label_BHW is not None:
         grid = _focused_grid(batch.seed_B, batch.label_BHW, crop_size, config, focus)
     else:
         grid = _crop_grid(batch.seed_B, window, crop_size, config)
+    return _every_frame(batch, lambda frame: _cropped(frame, grid))
+
+
+def _every_frame(batch: Batch, change: Callable[[Batch], Batch]) -> Batch:
+    """The batch and, where there are, the frames before it, each changed, with images as float32 in [0, 1]."""
+    image = batch.image_BCHW.float() / 255
+    pair = None if batch.pair_BCHW is None else batch.pair_BCHW.float() / 255
+    before = None if batch.before is None else _every_frame(batch.before, change)
+    return replace(change(replace(batch, image_BCHW=image, pair_BCHW=pair)), before=before)
+
+
+def _cropped(batch: Batch, grid: Tensor) -> Batch:
+    flow, valid = batch.flow_B2HW, batch.valid_BHW
+    if flow is not None and valid is not None:
+        where = F.grid_sample(valid[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0] > 0
+        flow = F.grid_sample(flow, grid, mode="nearest", align_corners=False) * _zoom(grid, flow.shape)
+        valid = where
     return replace(
         batch,
-        image_BCHW=_sample_pixels(image, grid),
+        image_BCHW=_sample_pixels(batch.image_BCHW, grid),
         label_BHW=_sample_labels(batch.label_BHW, grid),
-        pair_BCHW=None if pair is None else _sample_pixels(pair, grid),
+        pair_BCHW=None if batch.pair_BCHW is None else _sample_pixels(batch.pair_BCHW, grid),
         mined_BHW=_sample_labels(batch.mined_BHW, grid),
+        flow_B2HW=flow,
+        valid_BHW=valid,
     )
 
 
-def _flip_only(batch: Batch, probability: float) -> Batch:
-    flipped_B = uniform(batch.seed_B, "flip") < probability
+def _zoom(grid: Tensor, shape: torch.Size) -> Tensor:
+    """Pixels of the crop a pixel of the window, along x (below 0 when flipped) and y: (B, 2, 1, 1)."""
+    step_x, step_y = grid[:, 0, 1, 0] - grid[:, 0, 0, 0], grid[:, 1, 0, 1] - grid[:, 0, 0, 1]
+    return torch.stack([2 / (shape[-1] * step_x), 2 / (shape[-2] * step_y)], dim=1)[:, :, None, None]
 
+
+def _flip_only(batch: Batch, flipped_B: Tensor) -> Batch:
     def turned(picture: Tensor | None) -> Tensor | None:
         return None if picture is None else torch.where(_like(flipped_B, picture), picture.flip(-1), picture)
 
-    image = turned(batch.image_BCHW)
-    assert image is not None
-    others: dict[str, Any] = {name: turned(getattr(batch, name)) for name in ("label_BHW", "pair_BCHW", "mined_BHW")}
-    return replace(batch, image_BCHW=image, **others)
+    names = ("image_BCHW", "label_BHW", "pair_BCHW", "mined_BHW", "flow_B2HW", "valid_BHW")
+    changed: dict[str, Any] = {name: turned(getattr(batch, name)) for name in names}
+    if batch.flow_B2HW is not None:
+        sign_B = 1 - 2 * flipped_B.float()
+        changed["flow_B2HW"] = (
+            changed["flow_B2HW"] * torch.stack([sign_B, torch.ones_like(sign_B)], 1)[:, :, None, None]
+        )
+    return replace(batch, **changed)
 
 
 def _like(mask_B: Tensor, picture: Tensor) -> Tensor:

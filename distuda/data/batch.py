@@ -28,6 +28,11 @@ class Batch:
         tags_BC: bool, the classes known to be in the image; None unless the method asked for them.
         mined_BHW: int64, the class whose object a pixel was found to be, 254 = several claim it, 255 = none; size, crop
             and flip as the image's. None unless the method asked for it.
+        before: the clips' frames before these, with the same seeds, crops and flips; their label is 255 where they have
+            none. None unless the method asked for clips, and of a clip's first frame.
+        flow_B2HW: float32 backward flow to ``before``: what is at (x, y) was at (x + u, y + v) there [pixels].
+        valid_BHW: bool, where the flow holds: not at what was hidden or out of sight before.
+        clips: name of each sample's clip, empty for stills; filled for evaluation alone.
     """
 
     image_BCHW: Tensor
@@ -37,16 +42,22 @@ class Batch:
     pair_BCHW: Tensor | None = None
     tags_BC: Tensor | None = None
     mined_BHW: Tensor | None = None
+    before: "Batch | None" = None
+    flow_B2HW: Tensor | None = None
+    valid_BHW: Tensor | None = None
+    clips: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
         moved: dict[str, Any] = {name: x.to(device, non_blocking=True) for name, x in self._tensors()}
-        return replace(self, **moved)
+        return replace(self, before=self.before and self.before.to(device), **moved)
 
     def split(self, parts: int) -> list["Batch"]:
         """Equal micro-batches in order, for gradient accumulation; the sample count must divide by ``parts``."""
         size = len(self.keys) // parts
         pieces: dict[str, Any] = {name: x.chunk(parts) for name, x in self._tensors()}
+        if self.before is not None:
+            pieces["before"] = self.before.split(parts)
         return [
             replace(self, keys=self.keys[i * size : (i + 1) * size], **{name: x[i] for name, x in pieces.items()})
             for i in range(parts)

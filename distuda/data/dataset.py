@@ -19,6 +19,7 @@ from rich.progress import track
 
 from distuda import storage
 from distuda.data.class_tables import CLASS_TABLES
+from distuda.data.clips import FLOW, earlier, previous_frames, with_previous
 from distuda.data.columns import Columns, class_pixels, open_columns
 from distuda.data.labels import ClassTable
 from distuda.data.manifest import INDEX, Manifest, RowGroup, read_manifest
@@ -61,6 +62,42 @@ class Dataset:
         return self.manifest.num_pairs > 0
 
     @property
+    def moving(self) -> bool:
+        """Whether there are clips: frames of which the one before is there."""
+        return bool((self.previous >= 0).any())
+
+    @property
+    def has_flow(self) -> bool:
+        """Whether optical flow lies in the shards or beside them; else it has to be computed."""
+        return self.manifest.num_flows > 0 or self._beside(FLOW) is not None
+
+    @cached_property
+    def previous(self) -> NDArray[np.int64]:
+        """Number of the sample that shows the frame before each, (N,), -1 where there is none."""
+        return previous_frames(self.index)
+
+    def clip_weights(self, num_frames: int, *, labelled: bool) -> NDArray[np.float64]:
+        """How often to draw each sample so that only ends of so many frames in a row come, (N,), equally often.
+
+        Args:
+            num_frames: frames a sample is read with, itself included.
+            labelled: whether the sample itself must have a label.
+
+        Raises:
+            UserError: there is no such sample.
+        """
+        usable = with_previous(self.previous, num_frames)
+        if labelled and not self.labelled:
+            usable &= self.index["class_pixels"].is_valid().to_numpy()
+        if not usable.any():
+            what = f"{'labelled ' * (labelled and not self.labelled)}frame with {num_frames - 1} before it"
+            raise UserError(
+                f"{self.uri!r} has no {what}, but this domain needs clips. Prepare a layout of clips or videos, "
+                "without --every, or use a method that looks at single images."
+            )
+        return usable / usable.sum()
+
+    @property
     def groups(self) -> tuple[RowGroup, ...]:
         """The units of reading, in order."""
         return self.manifest.row_groups
@@ -70,14 +107,19 @@ class Dataset:
         """Samples in each row group."""
         return [group.rows for group in self.groups]
 
-    def require(self, column: str) -> None:
+    def require(self, column: str, *, clips: bool = False) -> None:
         """Refuse a data set in which a column is missing that training looks at.
 
         Args:
+            clips: whether samples are read with the frames before them, so that only some need a label.
             column: of the shards, or of those that may stand beside them (`data.columns`); every sample must have
                 it, but for ``pair``, which some may lack.
         """
-        if column == "label" and not self.labelled:
+        if column == FLOW:
+            if not self.moving:
+                raise UserError(f"{self.uri!r} holds no clips, but this domain needs them. Prepare frames of video.")
+            return
+        if column == "label" and not self.labelled and not (clips and self.manifest.num_labelled):
             raise UserError(f"{self.uri!r} has no labels, but this domain needs them. Prepare it with labels.")
         if column == "pair" and not self.paired:
             raise UserError(f"{self.uri!r} has no pairs, but this domain needs them. Prepare it with --pairs.")
@@ -166,27 +208,41 @@ class Dataset:
                 table = table.append_column(name, written[name])
         return table.select(names)
 
-    def read_window(self, window: Window, columns: Sequence[str] = ("label",)) -> pa.Table:
+    def read_window(self, window: Window, columns: Sequence[str] = ("label",), num_frames: int = 1) -> pa.Table:
         """The samples of a window, bytes still encoded; each row group is read once and its bytes are not copied.
 
         Args:
             window: which samples.
-            columns: what to read beside the image.
+            columns: what to read beside the image; ``flow`` is left out where it has to be computed.
+            num_frames: with more than one, the frames before each sample are read too, each once.
 
         Returns:
             Columns ``key``, ``image``, those asked for, ``seed``, and ``place``, the row's number in the window's
-            order: rows lie as they are stored, `rows_of` turns them.
+            order: rows lie as they are stored, `rows_of` turns them. With frames before, they have place -1, and all
+            rows say ``id`` and ``before``, numbers of their sample and of the frame before it.
         """
-        columns = ["key", "image", *columns]
+        columns = ["key", "image", *(name for name in columns if name != FLOW or self.has_flow)]
+        ids, places = self.starts[window.groups] + window.rows, np.arange(len(window))
+        seeds = window.seeds
+        if num_frames > 1:
+            others = earlier(self.previous, ids, num_frames)
+            ids = np.concatenate([ids, others])
+            places = np.concatenate([places, np.full_like(others, -1)])
+            seeds = np.concatenate([seeds, np.zeros_like(others)])
         pieces = []
-        for number in np.unique(window.groups):
-            (places,) = np.nonzero(window.groups == number)
-            group, rows = self.read_group(int(number), columns), window.rows[places]
+        groups = np.searchsorted(self.starts, ids, side="right") - 1
+        for number in np.unique(groups):
+            (here,) = np.nonzero(groups == number)
+            group, rows = self.read_group(int(number), columns), ids[here] - self.starts[number]
             whole = len(rows) == group.num_rows and len(np.unique(rows)) == len(rows)
-            turn = np.argsort(rows) if whole else np.arange(len(rows))
+            here = here[np.argsort(rows)] if whole else here
             piece = group if whole else group.take(rows)
-            seeds = pa.array(window.seeds[places][turn])
-            pieces.append(piece.append_column("seed", seeds).append_column("place", pa.array(places[turn])))
+            added = {"seed": seeds[here], "place": places[here]}
+            if num_frames > 1:
+                added |= {"id": ids[here], "before": self.previous[ids[here]]}
+            for name, values in added.items():
+                piece = piece.append_column(name, pa.array(values))
+            pieces.append(piece)
         return pa.concat_tables(pieces)
 
     def pair_weights(self) -> NDArray[np.float64]:
@@ -221,10 +277,22 @@ class Dataset:
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows that `Dataset.read_window` gave, in the window's order; bytes are views into the table."""
-    names = [name for name in table.column_names if name != "place"]
-    for row in np.argsort(table["place"].to_numpy()):
-        yield {name: _value(table[name][int(row)]) for name in names}
+    """The rows that `Dataset.read_window` gave, in the window's order; bytes are views into the table.
+
+    Read with frames before, a row has the earlier one as ``before``, which has its own, as far as they were read.
+    """
+    names = [name for name in table.column_names if name not in ("place", "id", "before")]
+    place = table["place"].to_numpy()
+    turn = np.argsort(place, kind="stable")
+    made = ({name: _value(table[name][int(row)]) for name in names} for row in turn)
+    if "before" not in table.column_names:
+        yield from made
+        return
+    rows = list(made)
+    by_id = dict(zip(table["id"].to_numpy()[turn].tolist(), rows, strict=True))
+    for row, before in zip(rows, table["before"].to_numpy()[turn].tolist(), strict=True):
+        row["before"] = by_id.get(before)
+    yield from rows[int((place < 0).sum()) :]
 
 
 def _value(scalar: pa.Scalar) -> Any:
@@ -234,11 +302,15 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def read_windows(
-    positions: Mapping[str, NDArray[np.int64]], dataset: Dataset, windows: Sequence[Window], columns: Sequence[str]
+    positions: Mapping[str, NDArray[np.int64]],
+    dataset: Dataset,
+    windows: Sequence[Window],
+    columns: Sequence[str],
+    num_frames: int = 1,
 ) -> Iterator[pa.Table]:
     """What a Ray Data task does: the windows at ``positions["id"]``, one table each."""
     for position in positions["id"]:
-        yield dataset.read_window(windows[int(position)], columns)
+        yield dataset.read_window(windows[int(position)], columns, num_frames)
 
 
 def open_dataset(uri: str, columns: Sequence[str] = ()) -> Dataset:

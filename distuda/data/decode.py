@@ -29,11 +29,12 @@ Size = tuple[int, int]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
-Pictures = dict[str, NDArray[Any]]
+Pictures = dict[str, Any]
 """One decoded sample by column: ``image``, ``pair`` uint8 RGB (H, W, 3); ``label``, ``mined`` uint8 (H, W); ``tags``
-int64 train ids."""
+int64 train ids; of a clip's frame also ``flow`` float32 (H, W, 2), ``valid`` bool (H, W), and the frame ``before``."""
 
 Ids = TypeVar("Ids", np.uint8, np.uint16)
+Value = TypeVar("Value", bound=np.generic)
 
 cv2.setNumThreads(0)  # one thread a decode; parallelism comes from decoding several samples at once
 
@@ -135,7 +136,7 @@ def resize_label(label_HW: NDArray[Ids], size: Size) -> NDArray[Ids]:
     return np.asarray(small, label_HW.dtype)
 
 
-def window(array: NDArray[np.uint8], region: Size, seed: int, fill: int) -> NDArray[np.uint8]:
+def window(array: NDArray[Value], region: Size, seed: int, fill: int) -> NDArray[Value]:
     """The window of ``region`` whose place is a pure function of the seed; pads right and below with ``fill``."""
     missing = [max(0, want - have) for want, have in zip(region, array.shape[:2], strict=True)]
     if any(missing):

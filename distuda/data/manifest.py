@@ -32,6 +32,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("frame", pa.int32()),
         pa.field("has_instances", pa.bool_()),
         pa.field("has_pair", pa.bool_()),
+        pa.field("has_flow", pa.bool_()),
     ]
 )
 """One line a sample, in the order of shards, row groups and rows; ``class_pixels`` is null without a label, ``digest``
@@ -47,7 +48,7 @@ class RowGroup:
         file: shard file name, relative to the folder.
         index: number of the row group in that file.
         rows: samples in it.
-        bytes: encoded images, labels, instances and pairs together.
+        bytes: encoded images, labels, instances, pairs and flow together.
         class_pixels: labelled pixels per train id, C values.
     """
 
@@ -78,6 +79,7 @@ class Manifest:
         content_hash: hex SHA-256 over keys, images, labels and pairs in order; equal data, equal hash.
         plan: hash of the options that `prepare` ran with; empty when written directly.
         num_pairs: samples with the other domain's image of the same view.
+        num_flows: samples with optical flow to the frame before.
     """
 
     table: ClassTable
@@ -86,6 +88,7 @@ class Manifest:
     content_hash: str
     plan: str = ""
     num_pairs: int = 0
+    num_flows: int = 0
 
     @property
     def num_samples(self) -> int:
@@ -106,6 +109,7 @@ class Manifest:
             "content_hash": self.content_hash,
             "plan": self.plan,
             "num_pairs": self.num_pairs,
+            "num_flows": self.num_flows,
             "row_groups": [group.to_json() for group in self.row_groups],
         }
 
@@ -114,8 +118,8 @@ class Manifest:
         """The inverse of `to_json`."""
         groups = tuple(RowGroup.from_json(group) for group in data["row_groups"])
         table = ClassTable.from_json(data["classes"])
-        num_pairs = data.get("num_pairs", 0)  # sets from before there were pairs
-        return cls(table, groups, data["num_labelled"], data["content_hash"], data["plan"], num_pairs)
+        num_pairs, num_flows = data.get("num_pairs", 0), data.get("num_flows", 0)  # sets from before there were any
+        return cls(table, groups, data["num_labelled"], data["content_hash"], data["plan"], num_pairs, num_flows)
 
 
 def write_manifest(uri: str, manifest: Manifest) -> None:

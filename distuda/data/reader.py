@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from distuda.data.batch import Batch
+from distuda.data.clips import FLOW, decode_clip, flow_between, in_clip_order
 from distuda.data.dataset import Dataset, rows_of
 from distuda.data.decode import Pictures, Size, decode_row, decode_sample, resize_image
 from distuda.data.order import Ids, Order, Window
@@ -33,6 +34,7 @@ def read_batches(
     size: Size | None,
     region: Size | None,
     columns: Sequence[str] = ("label",),
+    num_frames: int = 1,
     prefetch: int = 4,
     tolerance: Tolerance = STRICT,
 ) -> Iterator[Batch]:
@@ -44,8 +46,9 @@ def read_batches(
         batch_size: samples a batch.
         size: (height, width) after resizing, None = native.
         region: (height, width) of the seeded window cut after resizing, None = the whole image.
-        columns: what batches carry beside the images: ``label``, ``pair``, ``tags``, ``mined``; every sample of the
-            order must have them.
+        columns: what batches carry beside the images: ``label``, ``pair``, ``tags``, ``mined``, ``flow``; every sample
+            of the order must have them, but for flow, which is computed where it does not lie in the data set.
+        num_frames: frames a sample, itself and those before it; every sample of the order must have so many.
         prefetch: batches decoded ahead.
         tolerance: what happens to samples that cannot be used. The place of one that is passed over goes to the next
             good sample of its batch, with another crop, so positions and batch sizes stay what they are.
@@ -53,12 +56,12 @@ def read_batches(
     Returns:
         uint8 images, int64 labels or None, int64 seeds; closing the iterator stops its threads.
     """
-    require(dataset, columns)
+    require(dataset, columns, num_frames)
     num_classes = dataset.table.num_classes
     with threads(1) as pool:
-        tables = ahead(pool, lambda window: dataset.read_window(window, columns), order.windows(), 1)
+        tables = ahead(pool, lambda window: dataset.read_window(window, columns, num_frames), order.windows(), 1)
         rows = (row for table in tables for row in rows_of(table))
-        yield from decode_batches(rows, num_classes, batch_size, columns, size, region, prefetch, tolerance)
+        yield from decode_batches(rows, num_classes, batch_size, columns, num_frames, size, region, prefetch, tolerance)
 
 
 def iterate_once(
@@ -75,12 +78,19 @@ def iterate_once(
     Of a set in which only some samples have labels, those. Each comes on exactly one rank and none is repeated to fill
     up, so counts summed over ranks are those of one process. Images are resized to ``size``; labels (None without)
     keep their native size. Unusable samples are left out where they are tolerated.
+
+    Of clips the frames come in their order, a clip whole on one rank, with ``clips`` filled and, where there is one,
+    the frame ``before`` and the flow to it, at the size of the image.
     """
     ids = dataset.labelled_ids() if 0 < dataset.manifest.num_labelled < len(dataset) else np.arange(len(dataset))
-    ids = ids[:limit]
-    mine = ids[rank * len(ids) // world : (rank + 1) * len(ids) // world]
+    moving = dataset.moving
+    ids = in_clip_order(dataset.index, ids[:limit]) if moving else ids[:limit]
+    mine = _share(dataset, ids, rank, world)
+    columns, num_frames = (("label", "clip", FLOW), 2) if moving else (("label",), 1)
     with threads(1) as reading, threads(DECODE_THREADS) as decoding:
-        tables = ahead(reading, lambda window: dataset.read_window(window), _stored(dataset, mine), 1)
+        tables = ahead(
+            reading, lambda window: dataset.read_window(window, columns, num_frames), _stored(dataset, mine), 1
+        )
         rows = (row for table in tables for row in rows_of(table))
         batches = ahead(decoding, lambda row: tolerance.attempt(lambda: _whole(row, size)), rows, 4)
         yield from (batch for batch in batches if batch is not None)
@@ -91,6 +101,7 @@ def decode_batches(
     num_classes: int,
     batch_size: int,
     columns: Sequence[str],
+    num_frames: int,
     size: Size | None,
     region: Size | None,
     prefetch: int,
@@ -99,7 +110,10 @@ def decode_batches(
     """Rows of `Dataset.read_window` to batches, each decoded by one of a few threads; no unfilled batch at the end."""
 
     def picture(row: Row, seed: int) -> Pictures | None:
-        return tolerance.attempt(lambda: decode_row(row, columns, size=size, region=region, seed=seed))
+        placed: dict[str, Any] = {"size": size, "region": region, "seed": seed}
+        if num_frames == 1:
+            return tolerance.attempt(lambda: decode_row(row, columns, **placed))
+        return tolerance.attempt(lambda: decode_clip(row, columns, num_frames=num_frames, **placed))
 
     def make(rows: list[Row]) -> Batch:
         """One batch, whole also where some of its rows cannot be used."""
@@ -128,7 +142,7 @@ def collate(pictures: Sequence[Pictures], seeds: list[int], keys: list[str], num
         sizes = ", ".join(sorted(f"{w}x{h}" for h, w, _ in shapes))
         raise UserError(f"images of one batch differ in size ({sizes}). Set a size or a region for the domain.")
     stacked = {name: torch.from_numpy(np.stack([found[name] for found in pictures]))
-               for name in pictures[0] if name != "tags"}  # fmt: skip
+               for name in pictures[0] if name not in ("tags", "before")}  # fmt: skip
     batch = Batch(stacked["image"].permute(0, 3, 1, 2), None, torch.tensor(seeds, dtype=torch.int64), keys)
     if "label" in stacked:
         batch.label_BHW = stacked["label"].long()
@@ -136,6 +150,10 @@ def collate(pictures: Sequence[Pictures], seeds: list[int], keys: list[str], num
         batch.mined_BHW = stacked["mined"].long()
     if "pair" in stacked:
         batch.pair_BCHW = stacked["pair"].permute(0, 3, 1, 2)
+    if "flow" in stacked:
+        batch.flow_B2HW, batch.valid_BHW = stacked["flow"].permute(0, 3, 1, 2), stacked["valid"]
+    if "before" in pictures[0]:
+        batch.before = collate([found["before"] for found in pictures], seeds, keys, num_classes)
     if "tags" in pictures[0]:
         batch.tags_BC = torch.zeros(len(keys), num_classes, dtype=torch.bool)
         for row, found in zip(batch.tags_BC, pictures, strict=True):
@@ -143,10 +161,10 @@ def collate(pictures: Sequence[Pictures], seeds: list[int], keys: list[str], num
     return batch
 
 
-def require(dataset: Dataset, columns: Sequence[str]) -> None:
+def require(dataset: Dataset, columns: Sequence[str], num_frames: int = 1) -> None:
     """Refuse to read what a data set does not have."""
     for column in columns:
-        dataset.require(column)
+        dataset.require(column, clips=num_frames > 1)
 
 
 def ahead(
@@ -182,15 +200,36 @@ def _grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def _stored(dataset: Dataset, ids: Ids) -> Iterator[Window]:
-    """Samples by ascending number, a row group a window; seeds are the numbers."""
-    for here in np.split(ids, np.searchsorted(ids, dataset.starts[1:-1])):
+    """Samples in order, those that lie together in a row group as a window; seeds are the numbers."""
+    group = np.searchsorted(dataset.starts, ids, side="right")
+    for here in np.split(ids, np.flatnonzero(np.diff(group)) + 1):
         if len(here):
             yield dataset.window_of(here)
 
 
+def _share(dataset: Dataset, ids: Ids, rank: int, world: int) -> Ids:
+    """A rank's part of the samples: consecutive, and cut between clips only."""
+    cuts = [r * len(ids) // world for r in (rank, rank + 1)]
+    if not dataset.moving or world == 1:
+        return ids[slice(*cuts)]
+    clips = np.array([name or f"\n{i}" for i, name in enumerate(dataset.index["clip"].to_pylist())])[ids]
+    starts = np.flatnonzero(np.concatenate([[True], clips[1:] != clips[:-1], [True]]))
+    low, high = (starts[np.searchsorted(starts, cut)] for cut in cuts)
+    return ids[low:high]
+
+
 def _whole(row: Row, size: Size | None) -> Batch:
     native, label = decode_sample(row, size=None, region=None, seed=0)
-    found = {"image": native if size is None else resize_image(native, size)}
+    found: Pictures = {"image": native if size is None else resize_image(native, size)}
     if label is not None:
         found["label"] = label
-    return collate([found], [row["seed"]], [str(row["key"])])
+    before = row.get("before")
+    if before is not None:
+        shown, _ = decode_sample({**before, "label": None}, size=size or native.shape[:2], region=None, seed=0)
+        found["flow"], found["valid"] = flow_between(row, found["image"], shown)
+        found["before"] = {"image": shown}
+    batch = collate([found], [row["seed"]], [str(row["key"])])
+    batch.clips = [row.get("clip") or ""]
+    if batch.before is not None and before is not None:
+        batch.before.keys = [str(before["key"])]
+    return batch

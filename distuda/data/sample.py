@@ -16,6 +16,7 @@ SCHEMA = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("pair", pa.binary()),
+        pa.field("flow", pa.binary()),
     ]
 )
 
@@ -33,6 +34,7 @@ class Sample:
         clip, frame: the clip's name and the frame's number in it; None for still images.
         height, width: of the decoded image, pixels.
         pair: the bytes of the other domain's image of (nearly) the same view, as they came; None when there is none.
+        flow: backward optical flow to the clip's frame before and where it holds (`encode_flow`); None when unknown.
     """
 
     key: str
@@ -45,3 +47,4 @@ class Sample:
     clip: str | None = None
     frame: int | None = None
     pair: bytes | None = None
+    flow: bytes | None = None

@@ -130,8 +130,8 @@ def finish(uri: str, table: ClassTable, parts: Sequence[Part], plan: str = "", *
         raise UserError(f"{num_unlabelled} of {len(keys)} samples have no label. Give all of them labels, or none.")
     with _whole_file(storage.join(uri, INDEX)) as path:
         pq.write_table(index, path)
-    num_pairs = int(np.count_nonzero(index["has_pair"].to_numpy()))
-    manifest = Manifest(table, groups, len(keys) - num_unlabelled, _content_hash(index), plan, num_pairs)
+    num_pairs, num_flows = (int(np.count_nonzero(index[name].to_numpy())) for name in ("has_pair", "has_flow"))
+    manifest = Manifest(table, groups, len(keys) - num_unlabelled, _content_hash(index), plan, num_pairs, num_flows)
     write_manifest(uri, manifest)
     storage.remove(storage.join(uri, PROGRESS))
     storage.remove_parts(uri)
@@ -193,7 +193,8 @@ def _by_bytes(samples: Iterable[Sample], limit: int) -> Iterator[list[Sample]]:
 
 
 def _num_bytes(sample: Sample) -> int:
-    return sum(len(picture or b"") for picture in (sample.image, sample.label, sample.instance, sample.pair))
+    pictures = (sample.image, sample.label, sample.instance, sample.pair, sample.flow)
+    return sum(len(picture or b"") for picture in pictures)
 
 
 def _record(part: Part, rows: list[Sample], name: str, num_classes: int) -> None:
@@ -217,6 +218,7 @@ def _record(part: Part, rows: list[Sample], name: str, num_classes: int) -> None
             "frame": row.frame,
             "has_instances": row.instance is not None,
             "has_pair": row.pair is not None,
+            "has_flow": row.flow is not None,
         }
         for i, row in enumerate(rows)
     ]

@@ -41,6 +41,7 @@ def stream_batches(
     size: Size | None,
     region: Size | None,
     columns: Sequence[str] = ("label",),
+    num_frames: int = 1,
     prefetch: int = 4,
     tolerance: Tolerance = STRICT,
 ) -> Iterator[Batch]:
@@ -49,13 +50,13 @@ def stream_batches(
     Starts Ray on this machine unless it runs already. Each rank calls this for itself. One logical CPU has to be left
     to data, or the stream waits for ever.
     """
-    require(dataset, columns)
+    require(dataset, columns, num_frames)
     start_ray()
     quiet_data()
-    read = partial(read_windows, dataset=dataset, columns=columns)
+    read = partial(read_windows, dataset=dataset, columns=columns, num_frames=num_frames)
     with closing(_rows(dataset, order, read)) as rows:
         yield from decode_batches(
-            rows, dataset.table.num_classes, batch_size, columns, size, region, prefetch, tolerance
+            rows, dataset.table.num_classes, batch_size, columns, num_frames, size, region, prefetch, tolerance
         )
 
 

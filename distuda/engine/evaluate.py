@@ -1,6 +1,7 @@
 """One evaluation function for training, `distuda evaluate` and the report: whole set, native label size, all ranks."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from distuda.data.batch import Batch
 from distuda.data.labels import ClassTable
+from distuda.engine.video import Video
 from distuda.losses import world_size
 from distuda.metrics.confusion import Confusion
 from distuda.metrics.label_free import LabelFree
@@ -35,11 +37,13 @@ def evaluate(model: Segmenter, samples: Iterable[Batch], table: ClassTable, *, b
 
     Returns:
         ``num_images``, ``entropy``, ``information_maximisation`` and, where there are labels, ``miou``, ``iou`` (class
-        name -> IoU or None where the class never occurs), ``accuracy``, ``num_pixels`` and ``label_sizes``.
+        name -> IoU or None where the class never occurs), ``accuracy``, ``num_pixels`` and ``label_sizes``. Of clips
+        also what `Video.row` gives.
     """
     device = next(model.parameters()).device
     confusion, label_free = Confusion(table.num_classes), LabelFree(table.num_classes)
     confusion.counts_CC, label_free.sums = confusion.counts_CC.to(device), label_free.sums.to(device)
+    video = Video(table, partial(_class_map, model, bf16=bf16))
     sizes: set[tuple[int, int]] = set()
     was_training = model.training
     model.eval()
@@ -49,13 +53,20 @@ def evaluate(model: Segmenter, samples: Iterable[Batch], table: ClassTable, *, b
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = logits_at(model, batch.image_BCHW, (height, width))
         label_free.update(logits)
+        prediction = logits.argmax(dim=1)
         if label is not None:
-            confusion.update(logits.argmax(dim=1), label)
+            confusion.update(prediction, label)
             sizes.add((height, width))
+        video.update(batch, prediction)
     model.train(was_training)
     confusion.all_reduce()
     label_free.all_reduce()
-    return _row(confusion, label_free, table, sorted(_over_ranks(sizes)))
+    return _row(confusion, label_free, table, sorted(_over_ranks(sizes))) | video.row()
+
+
+def _class_map(model: Segmenter, image_BCHW: Tensor, size: tuple[int, int], *, bf16: bool) -> Tensor:
+    with torch.autocast(image_BCHW.device.type, torch.bfloat16, enabled=bf16):
+        return logits_at(model, image_BCHW, size).argmax(dim=1)
 
 
 def _over_ranks(sizes: set[tuple[int, int]]) -> set[tuple[int, int]]:

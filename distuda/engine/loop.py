@@ -91,7 +91,8 @@ def open_data(recipe: Recipe, coming: Mapping[str, Collection[str]] = MappingPro
         for column in columns:
             if column in coming.get(name, ()):
                 continue
-            _require(f"method {method.name!r} looks at {column!r} of the {name} ({name}.uri)", dataset, column)
+            why = f"method {method.name!r} looks at {column!r} of the {name} ({name}.uri)"
+            _require(why, dataset, column, clips=method.num_frames.get(name, 1) > 1)
     for name, data in (("target", target), ("evaluation", evaluation)):
         if data is not None and data.table.classes != source.table.classes:
             raise UserError(
@@ -109,10 +110,10 @@ def open_data(recipe: Recipe, coming: Mapping[str, Collection[str]] = MappingPro
     return Data(source, target, evaluation)
 
 
-def _require(why: str, data: Dataset, column: str) -> None:
+def _require(why: str, data: Dataset, column: str, *, clips: bool) -> None:
     """What `Dataset.require` refuses, with who asks for it."""
     try:
-        data.require(column)
+        data.require(column, clips=clips)
     except UserError as error:
         raise UserError(f"{why}: {error}") from None
 
@@ -243,13 +244,17 @@ class Session:
             columns += tuple(column for column in self.recipe.method.reads_if_there if dataset.holds(column))
         if "pair" in columns and dataset.manifest.num_pairs < len(dataset):
             weights = dataset.pair_weights()
+        num_frames = self.recipe.method.num_frames.get(name, 1)
+        if num_frames > 1:
+            ends = dataset.clip_weights(num_frames, labelled="label" in columns)
+            weights = ends if weights is None else weights * ends
         self.orders[name] = Order(
             dataset.rows_per_group, seed=self.recipe.seed, domain=name, rank=self.worker.rank, world=self.worker.world,
             window=domain.window, history=self.histories[name], weights=weights,
         )  # fmt: skip
         stream = open_stream(
             dataset, self.orders[name], batch_size=self.recipe.batch_size, size=domain.size,
-            region=region, columns=columns, tolerance=self.tolerances[name],
+            region=region, columns=columns, num_frames=num_frames, tolerance=self.tolerances[name],
         )  # fmt: skip
         return self._closing.enter_context(closing(stream))  # type: ignore[type-var]
 

@@ -72,8 +72,10 @@ class Step:
     def _ready(self, batch: Batch, focus: RareClassFocus | None = None) -> Batch:
         """On the device, cropped, in the recipe's memory layout."""
         batch = geometry(batch.to(self.device), self.recipe.augment, focus)
-        if self.recipe.channels_last:
-            batch.image_BCHW = batch.image_BCHW.contiguous(memory_format=torch.channels_last)
+        frame: Batch | None = batch
+        while frame is not None and self.recipe.channels_last:
+            frame.image_BCHW = frame.image_BCHW.contiguous(memory_format=torch.channels_last)
+            frame = frame.before
         return batch
 
     def _autocast(self) -> Any:

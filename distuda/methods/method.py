@@ -52,6 +52,11 @@ class MethodConfig(BaseModel):
         return ()
 
     @property
+    def num_frames(self) -> Mapping[str, int]:
+        """Frames a sample of each domain, itself and those before it in its clip; 1 for a domain not named."""
+        return {}
+
+    @property
     def needs_trained_start(self) -> bool:
         """Whether the method starts from a trained network and means nothing without (``init_from``)."""
         return False

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from distuda.data.flow import encode_flow
 from distuda.data.sample import Sample
 from distuda.data.streets.light import photograph
 from distuda.data.streets.mesh import Id
@@ -170,6 +171,7 @@ def _sample(frame: Frame, key: str, clip: str | None, number: int | None) -> Sam
         instance=_encode(".png", frame.instance),
         clip=clip,
         frame=number,
+        flow=encode_flow(frame.flow, frame.flow_valid) if number else None,
         height=height,
         width=width,
     )
