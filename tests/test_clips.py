@@ -53,7 +53,7 @@ def moving(names: list[tuple[str, int]], *, unlabelled: tuple[int, ...] = (), fl
                 height=SIZE[0],
                 width=SIZE[1],
                 flow=encode_flow(exact, np.ones(SIZE, bool)) if flow else None,
-            )  # fmt: skip
+            )
         )
     return made
 
@@ -182,7 +182,7 @@ def test_evaluation_goes_through_clips_in_order_and_keeps_each_on_one_rank(tmp_p
     assert [before for *_, before in seen] == [None, "b-000", "b-001", "b-002", None, "a-000", "a-001"]
     for world in (2, 3):
         parts = [[batch.keys[0] for batch in iterate_once(data, rank=r, world=world)] for r in range(world)]
-        assert sum(parts, []) == [key for _, key, _ in seen]
+        assert [key for part in parts for key in part] == [key for _, key, _ in seen]
         assert not {key[0] for key in parts[0]} & {key[0] for key in parts[1]}
 
 
