@@ -17,6 +17,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from distuda.plan import phase_folders
+
 HERE = Path(__file__).parent
 HELD_OUT = "oracle, held out"
 Rows = dict[str, list[str]]
@@ -33,6 +35,7 @@ class Study:
         data: (source, target, evaluation) names below ``work/data``.
         other_data: (target, evaluation) of rows that differ.
         tail: classes whose mean IoU is reported apart.
+        also: further scores in [0, 1] that are reported, by what their column is called.
         halves: rows whose mean is the held-out oracle, if there are such.
     """
 
@@ -41,6 +44,7 @@ class Study:
     data: tuple[str, str, str]
     other_data: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     tail: Sequence[str] = ()
+    also: Mapping[str, str] = field(default_factory=dict)
     halves: tuple[str, str] | None = None
 
     def shown(self) -> list[str]:
@@ -116,20 +120,28 @@ def train(study: Study, work: Path, results: "Results", row: str, seed: int, ste
 
 
 def fit(work: Path, out: Path, seed: int, steps: int, data: tuple[str, str, str], *words: str) -> Row:
-    """One run, resumed if it was interrupted; its last evaluation. ``data`` as in `Study`."""
+    """One run, resumed if it was interrupted; its last evaluation. ``data`` as in `Study`, or URIs of streets.
+
+    ``HALF`` in a word is half the steps: phases share a budget.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    words = tuple(word.replace("HALF", str(steps // 2)) for word in words)
     domains = zip(("source", "target", "evaluation"), data, strict=True)
-    uris = [f"{domain}.uri={work / 'data' / name}" for domain, name in domains]
+    uris = [f"{domain}.uri={name if '://' in name else work / 'data' / name}" for domain, name in domains]
     distuda(
         "train", *words, *uris, f"out={out}", f"seed={seed}", f"steps={steps}", "resume=true",
         "evaluation.every_steps=1000000", "checkpoint.every_steps=250", "log_every_steps=50", log=out / "console.log",
     )  # fmt: skip
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    runs = [folder for folder in [out, *map(Path, phase_folders(str(out)))] if (folder / "metrics.jsonl").exists()]
+    rows = [json.loads(line) for line in (runs[-1] / "metrics.jsonl").read_text().splitlines()]
     return [line for line in rows if line["kind"] == "evaluation"][-1]
 
 
 FACTS = ("row", "shift", "seed", "teacher_steps", "steps")
-KEPT = (*FACTS, "seconds", "miou", "accuracy", "coverage", "iou", "entropy", "information_maximisation")
+KEPT = (
+    *FACTS, "seconds", "miou", "accuracy", "coverage", "iou", "entropy", "information_maximisation", "vpq", "vpq_1",
+    "vpq_2", "vpq_3", "vpq_4", "vpq_things", "vpq_stuff", "temporal_consistency",
+)  # fmt: skip
 
 
 class Results:
@@ -167,7 +179,7 @@ def markdown(study: Study, rows: list[Row]) -> str:
         by_name = {name: [r for r in rows if (r["row"], r["steps"]) == (name, steps)] for name in study.shown()}
         means = {name: statistics.mean(r["miou"] for r in found) for name, found in by_name.items() if found}
         ceilings = {kind: means[name] for kind, name in (("own", "oracle"), ("held out", HELD_OUT)) if name in means}
-        tail = "| tail mIoU " * bool(study.tail)
+        tail = "| tail mIoU " * bool(study.tail) + "".join(f"| {title} " for title in study.also.values())
         lines += [f"\n### {steps} steps\n", f"| method | mIoU mean ± sd | seeds {tail}"]
         lines[-1] += "".join(f"| gap closed ({kind} oracle) " for kind in ceilings) + "| label-free IM |"
         lines += ["| --- " * (lines[-1].count("|") - 1) + "|"]
@@ -183,6 +195,7 @@ def _line(study: Study, name: str, runs: list[Row], shares: list[str]) -> str:
     cells = [name.lstrip("~ "), mean_sd(values), " / ".join(f"{v:.1f}" for v in values)]
     if study.tail:
         cells.append(f"{statistics.mean(100 * (r['iou'][c] or 0) for r in runs for c in study.tail):.1f}")
+    cells += [mean_sd([100 * r[name] for r in runs if name in r]) for name in study.also]
     cells += [*shares, f"{statistics.mean(r['information_maximisation'] for r in runs):.3f}"]
     return f"| {' | '.join(cells)} |"
 

@@ -100,3 +100,25 @@ def class_prior(logits_BCHW: Tensor, prior_C: Tensor, mu: float) -> Tensor:
 def domain_bce(logits: Tensor, domain: int) -> Tensor:
     """Binary cross-entropy of a discriminator's logit map against one domain code: source 0, target 1."""
     return F.binary_cross_entropy_with_logits(logits.float(), torch.full_like(logits, float(domain), dtype=torch.float))
+
+
+def tube(logits_BTCHW: Tensor, label_BTHW: Tensor) -> Tensor:
+    """One minus the soft overlap (Dice) of predicted and true class tubes of each clip, mean over classes and clips.
+
+    A tube is all pixels of a class in the T frames together, as in video panoptic quality; only classes that a clip's
+    labels show count, and ignored pixels do not. Our reading of the tube loss of Shin et al., arXiv 2107.11052.
+
+    Args:
+        logits_BTCHW: any float dtype; computed in float32.
+        label_BTHW: int64 train ids, 255 ignored.
+    """
+    probability = logits_BTCHW.float().softmax(dim=2)
+    known = label_BTHW != IGNORE
+    truth = F.one_hot(label_BTHW.where(known, 0), probability.shape[2]).movedim(-1, 2) * known[:, :, None]
+    over = (1, 3, 4)
+    shared_BC = (probability * truth).sum(over)
+    true_BC = truth.sum(over)
+    total_BC = (probability * known[:, :, None]).sum(over) + true_BC
+    shown_BC = true_BC > 0
+    dice_B = (2 * shared_BC / total_BC.clamp(min=1e-6) * shown_BC).sum(1) / shown_BC.sum(1).clamp(min=1)
+    return (shown_BC.any(1) * (1 - dice_B)).mean()

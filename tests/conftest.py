@@ -19,8 +19,8 @@ def domains(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Recipe words that name tiny data sets: labelled source, unlabelled target, labelled evaluation images."""
     root: Path = tmp_path_factory.mktemp("domains")
     small = 12_000  # bytes a row group: a few samples each
-    write_shards(tiny_samples(10, 1), str(root / "source"), TABLE, row_group_bytes=small)
-    write_shards(tiny_samples(7, 2, labelled=False), str(root / "target"), TABLE, row_group_bytes=small)
+    write_shards(tiny_samples(10, 1, clip_frames=5), str(root / "source"), TABLE, row_group_bytes=small)
+    write_shards(tiny_samples(7, 2, labelled=False, clip_frames=7), str(root / "target"), TABLE, row_group_bytes=small)
     write_shards(tiny_samples(3, 3), str(root / "val"), TABLE)
     names = {"source": "source", "target": "target", "evaluation": "val"}
     return [f"{name}.uri={root / folder}" for name, folder in names.items()]

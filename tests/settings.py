@@ -43,12 +43,23 @@ SETTINGS: dict[str, list[str]] = {
     "psl": ["method.name=psl"],
     "psl_tags": ["method.name=psl", "method.confidence=tags", "method.threshold=0.5"],
     "psl_masks_alone": ["method.name=psl", "method.prohibit=false"],
+    "vat": ["method.name=vat"],
+    "vat_joint": ["method.name=vat", "method.sequence_input=joint", "method.warp=false", *DEEPLAB],
+    "vst": ["method.name=vst"],
+    "vst_weigh": ["method.name=vst", "method.agreement=weigh", "method.unmatched=drop", *DEEPLAB],
+    "vst_frames": ["method.name=vst", "method.agreement=none"],
+    "davsn": ["method.name=davsn"],
+    "davsn_multi_level": ["method.name=davsn", *DEEPLAB],
+    "davsn_plain": ["method.name=davsn", "method.fusion=false"],
+    "tps": ["method.name=tps"],
+    "tps_sure": ["method.name=tps", "method.confidence=0.3", "method.match_histogram=false", *DEEPLAB],
     "self_training": [*SURE],
     "self_training_pixel": [*SURE, "method.weighting=pixel"],
     "self_training_masked": [*SURE, "method.lambda_mask=1", "method.mask_block=8"],
     "self_training_distance": [*SURE, "method.lambda_distance=0.1", "method.distance_min_share=0.2"],
     "self_training_margins": [*SURE, "method.margins=[3,2,1,4]"],
     "self_training_detail": [*SURE, "model.detail=[16,24]", "method.lambda_mask=1", "method.mask_block=8"],
+    "self_training_video": [*SURE, "method.lambda_video=1", "method.flow_agreement=true", "method.weighting=pixel"],
     "self_training_rare": [*SURE, "source.rare_class_temperature=0.1", "source.rare_class_min_pixels=50"],
 }  # fmt: skip
 """Recipe overrides by name of the variant; a new method adds its lines here and is tested by all that follows."""
@@ -87,21 +98,34 @@ def tiny_pictures(count: int, seed: int, size: tuple[int, int] = (40, 56)) -> tu
 
 
 def tiny_batch(count: int, seed: int, domain: str = "source") -> Batch:
-    """A raw labelled batch as a reader gives it: uint8 images of 40x56 pixels, three of four tags, lamps mined."""
+    """A raw labelled batch as a reader gives it: uint8 images of 40x56 pixels, three of four tags, lamps mined, two
+    frames before.
+    """
     images, labels = tiny_pictures(count, seed)
     seeds = torch.tensor([sample_seed(seed, domain, position) for position in range(count)])
     batch = Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels).long(), seeds)
     batch.tags_BC = torch.ones(count, 4, dtype=torch.bool)
     batch.tags_BC[torch.arange(count), torch.arange(seed, seed + count) % 4] = False
     batch.mined_BHW = torch.from_numpy(np.where(labels == 3, 3, 255)).long()
+    frame = batch
+    for back in (1, 2):  # the scene moves by a pixel a frame
+        moved = {name: getattr(batch, name).roll(-back, -1) for name in ("image_BCHW", "label_BHW")}
+        frame.flow_B2HW = torch.tensor([-1.0, 0.0])[:, None, None].expand(count, 2, *labels.shape[1:]).clone()
+        frame.valid_BHW = torch.ones(count, *labels.shape[1:], dtype=torch.bool)
+        frame.valid_BHW[..., 0] = False
+        frame.before = Batch(seed_B=seeds, **moved)
+        frame = frame.before
     return batch
 
 
-def tiny_samples(count: int, seed: int, *, labelled: bool = True, size: tuple[int, int] = (40, 56)) -> list[Sample]:
-    """Samples for `write_shards`, PNG inside."""
+def tiny_samples(
+    count: int, seed: int, *, labelled: bool = True, size: tuple[int, int] = (40, 56), clip_frames: int | None = None
+) -> list[Sample]:
+    """Samples for `write_shards`, PNG inside; as clips of ``clip_frames`` each if so."""
     return [
         Sample(key=f"{seed}-{i}", image=_png(image[..., ::-1]), height=size[0], width=size[1],
-               label=_png(label) if labelled else None, tags=[i % 4, 3])
+               label=_png(label) if labelled else None, tags=[i % 4, 3],
+               clip=f"{seed}-{i // clip_frames}" if clip_frames else None, frame=i)
         for i, (image, label) in enumerate(zip(*tiny_pictures(count, seed, size), strict=True))
     ]  # fmt: skip
 

@@ -117,7 +117,7 @@ def test_domains_move_towards_each_other() -> None:
             tuple(a + b for a, b in zip(outputs[name].features, move, strict=True)),
         ):
             maps = method.judged_maps(method.student.decode(features, size).main)  # type: ignore[arg-type]
-            judged.append(float(method.judge_frozen(maps).detach().mean()))
+            judged.append(float(method.discriminators.judge_frozen(maps).detach().mean()))
         assert sign * (judged[1] - judged[0]) > 0
 
 

@@ -54,14 +54,14 @@ class Batch:
 
     def split(self, parts: int) -> list["Batch"]:
         """Equal micro-batches in order, for gradient accumulation; the sample count must divide by ``parts``."""
-        size = len(self.keys) // parts
-        pieces: dict[str, Any] = {name: x.chunk(parts) for name, x in self._tensors()}
-        if self.before is not None:
-            pieces["before"] = self.before.split(parts)
-        return [
-            replace(self, keys=self.keys[i * size : (i + 1) * size], **{name: x[i] for name, x in pieces.items()})
-            for i in range(parts)
-        ]
+        size = len(self.seed_B) // parts
+        return [self[i * size : (i + 1) * size] for i in range(parts)]
+
+    def __getitem__(self, part: slice) -> "Batch":
+        """Some of the samples."""
+        pieces: dict[str, Any] = {name: x[part] for name, x in self._tensors()}
+        before = None if self.before is None else self.before[part]
+        return replace(self, keys=self.keys[part], clips=self.clips[part], before=before, **pieces)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         return [(name, value) for name, value in self.__dict__.items() if isinstance(value, Tensor)]

@@ -9,15 +9,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from distuda import losses
 from distuda.data.batch import Batch
+from distuda.methods.adversary import Judges, levels, suffixes
 from distuda.methods.method import Context, Group, Losses, Method, MethodConfig, View
-from distuda.models.discriminator import Discriminator
 from distuda.models.segmenter import Output, Segmenter
-
-SOURCE, TARGET = 0, 1
 
 
 class PriorConfig(MethodConfig):
@@ -98,9 +95,6 @@ class AdvEnt(Method):
     """Source cross-entropy plus discriminators on weighted self-information maps, one a head.
 
     With ``discriminator_input: softmax`` this is AdaptSegNet's output-space adaptation (Tsai et al., CVPR 2018).
-    The paper runs three backward passes a step and toggles the discriminators' gradients in between. Here one summed
-    objective gives the same gradients: the fooling term sees the discriminators with detached parameters, the
-    discriminators see detached predictions.
     """
 
     class Config(AdversaryConfig):
@@ -112,13 +106,16 @@ class AdvEnt(Method):
 
     def __init__(self, config: AdversaryConfig, student: Segmenter, context: Context) -> None:
         super().__init__(config, student, context)
-        levels = 2 if student.has_aux else 1
-        self.discriminators = nn.ModuleList(Discriminator(context.num_classes) for _ in range(levels))
+        self.discriminators = Judges(context.num_classes, 2 if student.has_aux else 1)
 
     def parameter_groups(self) -> list[Group]:
         """The student's groups and one for the discriminators."""
-        parameters = list(self.discriminators.parameters())
+        parameters = [p for judges in self.judges() for p in judges.parameters()]
         return [*super().parameter_groups(), Group("discriminator", parameters, self.config.discriminator_lr)]
+
+    def judges(self) -> list[Judges]:
+        """All discriminators."""
+        return [self.discriminators]
 
     def forward(self, source: Batch, target: Batch) -> Losses:
         """Segmentation, fooling and discriminator terms in one objective."""
@@ -128,43 +125,26 @@ class AdvEnt(Method):
         return Losses(self.supervise(outputs["src"], views["src"]) | adversarial.objective, adversarial.metrics)
 
     def oppose(self, output_src: Output, output_tgt: Output) -> Losses:
-        """Fooling and discriminator terms of every level."""
-        made = Losses({})
-        weights = (self.config.lambda_adv, self.config.lambda_adv_aux)
-        for level, discriminator in enumerate(self.discriminators):
-            suffix = "" if level == 0 else "_aux"
-            maps_src = self.judged_maps(_level(output_src, level).detach())  # only ever judged
-            maps_tgt = self.judged_maps(_level(output_tgt, level))
-            fooled = losses.domain_bce(self.judge_frozen(maps_tgt, level), SOURCE)
-            terms = {"adv_tgt": fooled, **prior_terms(_level(output_tgt, level), self.config, self.context)}
-            weight = self.ramp(self.config.start_step) * weights[level]
+        """Fooling and discriminator terms of every level, and the class prior's."""
+        weights = self.level_weights(self.config.lambda_adv, self.config.lambda_adv_aux)
+        maps_src = [self.judged_maps(logits.detach()) for logits in levels(output_src)]  # only ever judged
+        maps_tgt = [self.judged_maps(logits) for logits in levels(output_tgt)]
+        made = self.discriminators.oppose(maps_src, maps_tgt, weights)
+        for logits, weight, suffix in zip(levels(output_tgt), weights, suffixes(), strict=False):
+            terms = prior_terms(logits, self.config, self.context)
             made.objective |= {name + suffix: weight * loss for name, loss in terms.items()}
-            judged_src, judged_tgt = discriminator(maps_src), discriminator(maps_tgt.detach())
-            made.objective[f"discriminator{suffix}"] = 0.5 * (
-                losses.domain_bce(judged_src, SOURCE) + losses.domain_bce(judged_tgt, TARGET)
-            )
-            right = ((judged_src < 0).float().mean() + (judged_tgt > 0).float().mean()) / 2
-            made.metrics[f"discriminator_accuracy{suffix}"] = right.detach()
         return made
+
+    def level_weights(self, main: float, aux: float) -> list[Tensor]:
+        """Weights of the levels' fooling terms now: 0 before ``start_step``."""
+        ramp = self.ramp(self.config.start_step)
+        return [ramp * main, ramp * aux]
 
     def judged_maps(self, logits_BCHW: Tensor) -> Tensor:
         """What a discriminator sees of logits, (B, C, H, W)."""
         if self.config.discriminator_input == "softmax":
             return logits_BCHW.float().softmax(dim=1)
         return losses.self_information(logits_BCHW)
-
-    def judge_frozen(self, maps_BCHW: Tensor, level: int = 0) -> Tensor:
-        """A discriminator's logit map, with gradients for what it sees and none for its parameters."""
-        discriminator = self.discriminators[level]
-        frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
-        judged: Tensor = functional_call(discriminator, frozen, (maps_BCHW,))
-        return judged
-
-
-def _level(output: Output, level: int) -> Tensor:
-    logits = output.main if level == 0 else output.aux
-    assert logits is not None
-    return logits
 
 
 class Ensemble(Segmenter):

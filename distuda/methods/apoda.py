@@ -5,6 +5,7 @@ Segmentation, AAAI 2020. Only the abstract and result rows were at hand; docs/me
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from distuda import losses
 from distuda.data.batch import Batch
+from distuda.data.clips import FLOW
 from distuda.losses import IGNORE
-from distuda.methods.advent import SOURCE, TARGET, AdvEnt, AdversaryConfig
+from distuda.methods.advent import AdvEnt, AdversaryConfig
+from distuda.methods.adversary import SOURCE, TARGET
 from distuda.methods.method import Context, Losses, View
 from distuda.methods.perturbation import AttackConfig, perturb, still_statistics
 from distuda.methods.self_training import Teaching, TeachingConfig
@@ -60,6 +63,20 @@ class Apoda(AdvEnt):
         self_training: TeachingConfig | None = Field(
             None, description="a teacher and ClassMix beside it, e.g. {confidence: 0.9, weighting: pixel}; none = off"
         )
+
+        @property
+        def reads(self) -> dict[str, tuple[str, ...]]:
+            """With a teacher that looks back also how the target's pixels moved."""
+            return {"source": ("label",), "target": (FLOW,) if self._looks_back else ()}
+
+        @property
+        def num_frames(self) -> Mapping[str, int]:
+            """With a teacher that looks back target frames come with the one before."""
+            return {"target": 2} if self._looks_back else {}
+
+        @property
+        def _looks_back(self) -> bool:
+            return self.self_training is not None and self.self_training.looks_back
 
         @field_validator("forward")
         @classmethod
@@ -124,7 +141,7 @@ class Apoda(AdvEnt):
         adversarial = zero
         if self.config.attack.epsilon_adv:  # the discriminator learns from maps of input size
             maps = self.judged_maps(self.student.resize(logits, size))
-            adversarial = -losses.domain_bce(self.judge_frozen(maps), 1 - domain)
+            adversarial = -losses.domain_bce(self.discriminators.judge_frozen(maps), 1 - domain)
         return adversarial, self._error(view, clean, logits) if self.config.attack.epsilon_cls else zero
 
     def _error(self, view: View, clean: Output, logits_BChw: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Hoyer, Dai, Wang, Van Gool: MIC, CVPR 2023. The card in docs/methods/self_traini
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from distuda import losses
 from distuda.data import augment
 from distuda.data.batch import Batch
+from distuda.data.clips import FLOW
 from distuda.draws import fold
 from distuda.engine.ema import update_ema
 from distuda.errors import UserError
 from distuda.methods.feature_distance import FeatureDistance
 from distuda.methods.method import Context, Losses, Method, MethodConfig, View
 from distuda.models.segmenter import Output, Segmenter
+from distuda.warp import warp, warp_label
 
 Supervise = Callable[[Output, View, str], dict[str, Tensor]]
 """`Method.supervise` of the method that owns the student."""
@@ -52,6 +54,17 @@ class TeachingConfig(BaseModel):
     mask_block: int = Field(
         32, ge=1, description="side of a hidden block [pixels] (MIC: 64 at full, 32 at half Cityscapes resolution)"
     )
+    lambda_video: float = Field(
+        0.0, ge=0, description="weight of video consistency: labels of the frame before carried here, 0 = off (clips)"
+    )
+    flow_agreement: bool = Field(
+        False, description="pseudo-labels count only where those of the frame before, carried here, agree (clips)"
+    )
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether target frames are read with the frame before."""
+        return self.flow_agreement or self.lambda_video > 0
 
 
 class Teaching(nn.Module):
@@ -73,6 +86,15 @@ class Teaching(nn.Module):
         assert source.label_BHW is not None
         label_tgt, weight, max_prob = self.pseudo_label(target.image_BCHW)
         views: dict[str, View] = {}
+        metrics = {"pseudo_weight": weight.mean(), "pseudo_max_prob": max_prob.mean()}
+        if self.config.looks_back:
+            carried, weight_carried = self.carried_label(target)
+            metrics["flow_agreement"] = (carried == label_tgt).float().mean()
+            if self.config.flow_agreement:
+                weight = weight * (carried == label_tgt)
+            if self.config.lambda_video:
+                image = augment.photometry(target.image_BCHW, target.seed_B, self.context.photometry, "video")
+                views["video"] = View(image, fold(target.seed_B, "video"), carried, weight_carried)
         if self.config.lambda_mix:
             mask = augment.classmix_mask(source.label_BHW, source.seed_B, self.context.num_classes)
             image_mix = torch.where(mask[:, None], source.image_BCHW, target.image_BCHW)
@@ -84,7 +106,7 @@ class Teaching(nn.Module):
             )
         if self.config.lambda_mask:
             views["mask"] = View(self._masked(target), fold(target.seed_B, "mask"), label_tgt, weight)
-        return views, {"pseudo_weight": weight.mean(), "pseudo_max_prob": max_prob.mean()}
+        return views, metrics
 
     def terms(
         self,
@@ -94,7 +116,8 @@ class Teaching(nn.Module):
         ramp: Tensor,
     ) -> dict[str, Tensor]:
         """Losses of the student's outputs on `views`, weighted; ``supervise`` is the method's."""
-        factors = {"mix": self.config.lambda_mix, "mask": self.config.lambda_mask}
+        config = self.config
+        factors = {"mix": config.lambda_mix, "mask": config.lambda_mask, "video": config.lambda_video}
         made = {name: supervise(outputs[name], view, f"self_{name}") for name, view in views.items()}
         return {key: ramp * factors[name] * loss for name, terms in made.items() for key, loss in terms.items()}
 
@@ -110,6 +133,15 @@ class Teaching(nn.Module):
         sure = max_prob >= self.config.confidence
         weight = sure.float() if self.config.weighting == "pixel" else losses.global_share(sure).expand_as(max_prob)
         return label, self._without_margins(weight), max_prob
+
+    @torch.no_grad()
+    def carried_label(self, target: Batch) -> tuple[Tensor, Tensor]:
+        """The teacher's labels of the frames before at each pixel of now, 255 where it was hidden; their weights."""
+        assert target.before is not None and target.flow_B2HW is not None and target.valid_BHW is not None
+        label, weight, _ = self.pseudo_label(target.before.image_BCHW)
+        carried = warp_label(label, target.flow_B2HW).where(target.valid_BHW, losses.IGNORE)
+        weight = warp(weight[:, None], target.flow_B2HW, "nearest")[:, 0]
+        return carried, weight * (carried != losses.IGNORE)
 
     def _without_margins(self, weight_BHW: Tensor) -> Tensor:
         top, bottom, left, right = self.config.margins
@@ -141,6 +173,17 @@ class SelfTraining(Method):
         """Fields of `SelfTraining`."""
 
         name: Literal["self_training"] = "self_training"
+
+        @property
+        def reads(self) -> dict[str, tuple[str, ...]]:
+            """With video consistency also how the target's pixels moved."""
+            return {"source": ("label",), "target": (FLOW,) if self.looks_back else ()}
+
+        @property
+        def num_frames(self) -> Mapping[str, int]:
+            """With video consistency target frames come with the one before."""
+            return {"target": 2} if self.looks_back else {}
+
         lambda_distance: float = Field(
             0.0, ge=0, description="weight of the feature distance to the starting encoder, 0 = off (DAFormer: 0.005)"
         )

@@ -1,0 +1,96 @@
+"""TPS, temporal pseudo supervision: what a frame before says, carried here, teaches a strongly changed view of now.
+
+Xing, Guan, Huang, Lu: Domain Adaptive Video Segmentation via Temporal Pseudo Supervision, ECCV 2022; facts from its
+released code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from distuda.data import augment
+from distuda.data.batch import Batch
+from distuda.data.clips import FLOW
+from distuda.methods.davsn import two_frames
+from distuda.methods.method import Context, Losses, Method, MethodConfig, View
+from distuda.methods.video import frame_before
+from distuda.models.fusion import Fused
+from distuda.models.segmenter import Segmenter
+from distuda.warp import compose, inside, warp
+
+
+class Tps(Method):
+    """Cross-entropy of a strong view of frames (now, before) with the labels of an earlier pair, seen plainly."""
+
+    class Config(MethodConfig):
+        """Fields of `Tps`; defaults are those of the released code."""
+
+        name: Literal["tps"] = "tps"
+        fusion: bool = Field(True, description="mix the logits of the frame before into each frame's (Accel)")
+        interval: int = Field(1, ge=1, description="frames between a frame and the one that labels it [frames]")
+        lambda_pseudo: float = Field(
+            1.0, ge=0, description="weight of the target's pseudo-labels (SYNTHIA-Seq: 1, VIPER: 0.1)"
+        )
+        confidence: float = Field(0.0, ge=0, le=1, description="probability below which a pseudo-label is left out")
+        match_histogram: bool = Field(True, description="give source images the colours of the target's (per channel)")
+        start_step: int = Field(0, ge=0, description="steps of source-only training before [steps]")
+
+        @property
+        def reads(self) -> dict[str, tuple[str, ...]]:
+            """Labels of the source, and of both domains how pixels moved."""
+            return {"source": ("label", FLOW), "target": (FLOW,)}
+
+        @property
+        def num_frames(self) -> Mapping[str, int]:
+            """Now and before; of the target also the pair that labels now."""
+            return {"source": 2, "target": self.interval + 2}
+
+    config: Config
+
+    def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
+        super().__init__(config, Fused(student) if config.fusion else student, context)
+
+    def forward(self, source: Batch, target: Batch) -> Losses:
+        """Source loss on fused frames, and the target's strong view against the carried labels."""
+        views_src = [self.labelled_view(frame) for frame in self._recoloured(source, target)]
+        _, output_src, _ = two_frames(self.student, views_src[0], views_src[1], source.flow_B2HW)
+        terms = self.supervise(output_src, views_src[0])
+        label, weight = self.pseudo_label(target)
+        now, before = (self._strong(frame) for frame in (target, frame_before(target)))
+        _, output_tgt, _ = two_frames(self.student, now, before, target.flow_B2HW)
+        taught = now._replace(label_BHW=label, weight_BHW=weight)
+        factor = self.ramp(self.config.start_step) * self.config.lambda_pseudo
+        supervised = self.supervise(output_tgt, taught, "pseudo_tgt")
+        terms |= {name: factor * loss for name, loss in supervised.items()}
+        return Losses(terms, {"pseudo_weight": weight.mean()})
+
+    @torch.no_grad()
+    def pseudo_label(self, target: Batch) -> tuple[Tensor, Tensor]:
+        """Labels of now, (B, H, W), carried from ``interval`` frames before, and their weights; 0 out of its sight."""
+        early, flow = target, None
+        for _ in range(self.config.interval):
+            assert early.flow_B2HW is not None
+            flow = early.flow_B2HW if flow is None else compose(flow, early.flow_B2HW)
+            early = frame_before(early)
+        assert flow is not None
+        views = [View(frame.image_BCHW, frame.seed_B) for frame in (early, frame_before(early))]
+        _, output, _ = two_frames(self.student, views[0], views[1], early.flow_B2HW)
+        carried = warp(output.main.float().softmax(dim=1), flow)
+        max_prob, label = carried.max(dim=1)
+        return label, (inside(flow) & (max_prob >= self.config.confidence)).float()
+
+    def _strong(self, frame: Batch) -> View:
+        """The same change of colours and blur for every frame of a clip."""
+        image = augment.photometry(frame.image_BCHW, frame.seed_B, self.context.photometry, "strong")
+        return View(image, frame.seed_B)
+
+    def _recoloured(self, source: Batch, target: Batch) -> list[Batch]:
+        frames = [source, frame_before(source)]
+        if not self.config.match_histogram:
+            return frames
+        pictures = augment.match_histogram([frame.image_BCHW for frame in frames], target.image_BCHW)
+        return [replace(frame, image_BCHW=picture) for frame, picture in zip(frames, pictures, strict=True)]

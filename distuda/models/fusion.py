@@ -1,0 +1,70 @@
+"""A network whose logits are mixed with those of the frame before, as Accel and DA-VSN do.
+
+Jain, Wang, Gonzalez: Accel, CVPR 2019; Guan et al.: DA-VSN, ICCV 2021, whose released code this follows.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from distuda.models.segmenter import Features, Output, Segmenter
+from distuda.warp import warp
+
+
+class Fused(Segmenter):
+    """Adds one 1x1 convolution a head over [now, the frame before carried here], which starts as "now alone".
+
+    A single image is its own frame before, as if nothing moved: that is what is evaluated and exported, since an
+    exported file sees one image.
+
+    Args:
+        network: gives the logits of each frame.
+    """
+
+    def __init__(self, network: Segmenter) -> None:
+        super().__init__(network.num_classes, align_corners=network.align_corners)
+        self.network, self.normalise = network, network.normalise
+        self.has_aux, self.min_side, self.one_scale = network.has_aux, network.min_side, network.one_scale
+        self.fusions = nn.ModuleList(_fusion(network.num_classes) for _ in range(2 if network.has_aux else 1))
+
+    def core(self) -> Segmenter:
+        """The network without its fusion."""
+        return self.network
+
+    def encode(self, x_BCHW: Tensor) -> Features:
+        """The network's own features."""
+        return self.network.encode(x_BCHW)
+
+    def heads(self, features: Features) -> tuple[Tensor, Tensor | None]:
+        """The network's own logits, nothing mixed in."""
+        return self.network.heads(features)
+
+    def predict(self, image_BCHW: Tensor, seed_B: Tensor | None) -> Output:
+        """Each image fused with itself."""
+        output = self.network.predict(image_BCHW, seed_B)
+        return self.fuse(output, output)
+
+    def fuse(self, now: Output, before: Output, flow_B2HW: Tensor | None = None) -> Output:
+        """The logits of now with those of the frame before, carried along the flow; 0 where it leaves that frame.
+
+        Args:
+            now, before: of the network itself (`core`).
+            flow_B2HW: backward flow, None = nothing moved.
+        """
+        mixed = []
+        for fusion, here, there in zip(self.fusions, (now.main, now.aux), (before.main, before.aux), strict=False):
+            assert here is not None and there is not None
+            carried = there if flow_B2HW is None else warp(there, flow_B2HW)
+            mixed.append(fusion(torch.cat([here, carried.to(here.dtype)], dim=1)))
+        return now._replace(main=mixed[0], aux=mixed[1] if len(mixed) > 1 else now.aux)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The network's own heads and the fusions."""
+        return [*self.network.head_parameters(), *self.fusions.parameters()]
+
+
+def _fusion(num_classes: int) -> nn.Conv2d:
+    """2C -> C channels without bias: the first C as they are, nothing of the others."""
+    fusion = nn.Conv2d(2 * num_classes, num_classes, 1, bias=False)
+    with torch.no_grad():
+        fusion.weight.copy_(torch.eye(num_classes, 2 * num_classes)[:, :, None, None])
+    return fusion
