@@ -67,6 +67,9 @@ def prepare(
     pair_list: Annotated[
         str | None, typer.Option(help="CSV of key,other_key for --pairs; default: partners have the same key")
     ] = None,
+    flow: Annotated[
+        bool, typer.Option("--flow", help="compute optical flow between the frames of clips, into flow/ beside them")
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="only the first samples")] = None,
     max_bad_share: Annotated[
         float | None, typer.Option(help="share of unusable samples that is tolerated, 0 to 1; default: the layout's")
@@ -82,7 +85,7 @@ def prepare(
         run(
             layout, source, destination, split=split, variant=variant, classes=classes, id_map=id_map,
             include=include or (), exclude=exclude or (), every=every, labels=labels, tags=tags, resize=resize,
-            pairs=pairs, pair_list=pair_list, limit=limit, max_bad_share=max_bad_share, workers=workers,
+            pairs=pairs, pair_list=pair_list, flow=flow, limit=limit, max_bad_share=max_bad_share, workers=workers,
         ).render()
     )  # fmt: skip
 
@@ -165,7 +168,7 @@ def evaluate(
         int, typer.Option(help="set batch-norm statistics from so many target images first (AdaBN)")
     ] = 0,
 ) -> None:
-    """Score a run, or the labels of a relabel phase: mIoU over the whole set at label size, class by class."""
+    """Score a run, or the labels of a relabel phase: mIoU over the whole set at label size, class by class; VPQ of clips."""
     from distuda.engine.scoring import score_run
     from distuda.relabel.job import holds_labels
     from distuda.relabel.score import score_labels
@@ -211,12 +214,15 @@ def predict(
     inputs: Annotated[
         list[str], typer.Argument(help="images, folders, globs, a video, URIs; then the output folder last")
     ],
-    overlay: Annotated[bool, typer.Option(help="also write images with the classes laid over")] = True,
+    overlay: Annotated[bool, typer.Option(help="also write images or videos with the classes laid over")] = True,
+    frames: Annotated[
+        bool, typer.Option("--frames", help="write frames of videos as single images; default: video and label stream")
+    ] = False,
     provider: Annotated[
         Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option(help="where onnxruntime computes")
     ] = "auto",
 ) -> None:
-    """Run an exported model on images: class maps and overlays. Needs onnxruntime only."""
+    """Run an exported model on images and videos: class maps and overlays. Needs onnxruntime only."""
     from export.runtime import Predictor, predict_files
 
     if len(inputs) < 2:
@@ -224,7 +230,9 @@ def predict(
             "predict needs at least one input and, last, the output folder: distuda predict model.onnx frames/ out/"
         )
     *sources, folder = inputs
-    summary = predict_files(Predictor(model, provider=provider), sources, folder, overlay=overlay)
+    summary = predict_files(Predictor(model, provider=provider), sources, folder, overlay=overlay, frames=frames)
+    for source, reason in summary.skipped:
+        _complain("skipped", f"{source}: {reason}")
     console.print(str(summary), soft_wrap=True)
     raise typer.Exit(summary.exit_code)
 

@@ -178,3 +178,8 @@ def test_clips_and_splits() -> None:
     train = {r.label for r in samples(Spec(style="day", num=6, size=(48, 80)))}
     val = {r.label for r in samples(Spec(style="day", split="val", num=6, size=(48, 80)))}
     assert len(train) == len(val) == 6 and not train & val
+
+
+def test_large_pictures_with_much_sky_are_rendered() -> None:
+    frame = render("day", seed=0, index=0, size=(480, 800))
+    assert (frame.label == Id.SKY).sum() > 2**15

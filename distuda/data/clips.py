@@ -65,6 +65,25 @@ def earlier(previous: Ids, ids: Ids, num_frames: int) -> Ids:
     return np.setdiff1d(np.concatenate(found), ids)
 
 
+def neighbours(previous: Ids, ids: Ids, before: int, after: int) -> dict[int, Ids]:
+    """Numbers of the samples so many frames off each of ``ids``, by offset; -1 where there is none.
+
+    Args:
+        previous: as `previous_frames` gives it.
+        ids: of samples.
+        before, after: how many frames off at most; offsets are -before ... -1 and 1 ... after.
+    """
+    following = np.full_like(previous, -1)
+    following[previous[previous >= 0]] = np.flatnonzero(previous >= 0)
+    found: dict[int, Ids] = {}
+    for sign, step, count in ((-1, previous, before), (1, following, after)):
+        here = ids
+        for distance in range(1, count + 1):
+            here = np.where(here >= 0, step[here], -1)
+            found[sign * distance] = here
+    return found
+
+
 def in_clip_order(index: pa.Table, ids: Ids) -> Ids:
     """The same samples, those of a clip together and by frame; clips and stills in the order of their first sample."""
     clips = index["clip"].to_pylist()

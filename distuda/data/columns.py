@@ -9,6 +9,8 @@ A group's file appears whole or not at all, so an interrupted phase goes on with
     mined       8-bit PNG: the class whose object a pixel was found to be, 254 = several claim it, 255 = none
     heat        8-bit PNG: how strongly the image's tags are seen at a pixel, 255 = most
     saliency    8-bit PNG: how much a pixel stands out of the picture, 255 = most
+    confidence  8-bit PNG: probability of the label that was written with it, 255 = 1
+    flow        16-bit PNG (`flow.encode_flow`): backward optical flow to the clip's frame before; null without one
 """
 
 import io
@@ -66,7 +68,10 @@ def read_group(uri: str, number: int, names: Sequence[str] | None = None) -> pa.
 
 
 def write_group(uri: str, number: int, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
-    """Write the columns of one row group: each row has ``key``, the named columns and, with a label, its counts."""
+    """Write the columns of one row group: each row has ``key``, the named columns and, with a label, its counts.
+
+    A column that is None, or lacks in a row, is null there.
+    """
     schema = [pa.field("key", pa.string()), *(pa.field(name, pa.binary()) for name in names)]
     if "label" in names:
         schema.append(pa.field("class_pixels", pa.list_(pa.int64())))

@@ -20,7 +20,7 @@ from rich.progress import track
 from distuda import storage
 from distuda.data.class_tables import CLASS_TABLES
 from distuda.data.clips import FLOW, earlier, previous_frames, with_previous
-from distuda.data.columns import Columns, class_pixels, open_columns
+from distuda.data.columns import COLUMNS, Columns, class_pixels, open_columns
 from distuda.data.labels import ClassTable
 from distuda.data.manifest import INDEX, Manifest, RowGroup, read_manifest
 from distuda.data.order import Window
@@ -318,14 +318,17 @@ def open_dataset(uri: str, columns: Sequence[str] = ()) -> Dataset:
 
     Args:
         uri: shard folder, or ``streets://STYLE``.
-        columns: folders that relabel phases wrote beside it; the last one that holds a column counts.
+        columns: folders that relabel phases wrote beside it; the last one that holds a column counts. Optical flow
+            that `distuda prepare --flow` wrote inside the shard folder is there before all of them.
 
     Raises:
         UserError: a folder is missing, incomplete, no shard folder or of other data; the message says what to run.
     """
     where = _rendered(uri) if uri.startswith(STREETS) else uri
     manifest = read_manifest(where)
-    return Dataset(where, manifest, tuple(open_columns(folder, manifest.content_hash) for folder in columns))
+    flow = storage.join(where, FLOW)
+    folders = [flow, *columns] if storage.exists(storage.join(flow, COLUMNS)) else columns
+    return Dataset(where, manifest, tuple(open_columns(folder, manifest.content_hash) for folder in folders))
 
 
 def cache_folder() -> Path:

@@ -34,10 +34,24 @@ def compute_flow(now_HWC: NDArray[np.uint8], before_HWC: NDArray[np.uint8]) -> t
     """
     if min(now_HWC.shape[:2]) < MIN_SIDE:
         return np.zeros((*now_HWC.shape[:2], 2), np.float32), np.zeros(now_HWC.shape[:2], np.bool_)
-    now, before = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (now_HWC, before_HWC))
-    dis = _dis()
-    back, forth = np.asarray(dis.calc(now, before, None)), np.asarray(dis.calc(before, now, None))
+    back, forth = _there_and_back(now_HWC, before_HWC)
     return back, consistent(back, forth)
+
+
+def compute_flows(
+    one_HWC: NDArray[np.uint8], other_HWC: NDArray[np.uint8]
+) -> tuple[tuple[Flow, Valid], tuple[Flow, Valid]]:
+    """Flow of one image to the other and of the other to the one: two calls of `compute_flow` for the price of one."""
+    if min(one_HWC.shape[:2]) < MIN_SIDE:
+        return compute_flow(one_HWC, other_HWC), compute_flow(other_HWC, one_HWC)
+    there, back = _there_and_back(one_HWC, other_HWC)
+    return (there, consistent(there, back)), (back, consistent(back, there))
+
+
+def _there_and_back(one_HWC: NDArray[np.uint8], other_HWC: NDArray[np.uint8]) -> tuple[Flow, Flow]:
+    one, other = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (one_HWC, other_HWC))
+    dis = _dis()
+    return np.asarray(dis.calc(one, other, None)), np.asarray(dis.calc(other, one, None))
 
 
 def consistent(back_HW2: Flow, forth_HW2: Flow) -> Valid:
@@ -58,11 +72,14 @@ def _dis() -> Any:
 
 
 def encode_flow(flow_HW2: Flow, valid_HW: Valid) -> bytes:
-    """As KITTI's flow files: 16-bit RGB PNG of 64 u + 2^15, 64 v + 2^15, valid; beyond 512 pixels it does not hold."""
+    """As KITTI's flow files: 16-bit RGB PNG of 64 u + 2^15, 64 v + 2^15, valid; beyond 512 pixels it does not hold.
+
+    Unlike there, flow that does not hold is stored too, so that stored flow does all that computed flow does.
+    """
     steps = np.rint(flow_HW2 * _UNIT) + _ZERO
-    valid = valid_HW & ((steps >= 0) & (steps < 2**16)).all(-1)
-    stored = np.where(valid[..., None], steps, _ZERO).astype(np.uint16)
-    bgr = np.dstack([valid.astype(np.uint16), stored[..., 1], stored[..., 0]])
+    storable = np.asarray(((steps >= 0) & (steps < 2**16)).all(-1))
+    stored = np.where(storable[..., None], steps, _ZERO).astype(np.uint16)
+    bgr = np.dstack([(valid_HW & storable).astype(np.uint16), stored[..., 1], stored[..., 0]])
     done, content = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 3])
     assert done
     return bytes(content)

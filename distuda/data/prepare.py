@@ -9,13 +9,15 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from rich.table import Table
 
 from distuda import storage
 from distuda.data.class_tables import class_table
+from distuda.data.clips import FLOW, previous_frames
 from distuda.data.conversion import BadSample, Conversion
-from distuda.data.dataset import Dataset
+from distuda.data.dataset import Dataset, open_dataset
 from distuda.data.decode import Size
 from distuda.data.id_maps import find_id_map, map_by_name
 from distuda.data.labels import IGNORE, ClassTable, IdMap
@@ -45,12 +47,14 @@ class Summary:
         manifest: its manifest.
         num_bad: samples that were left out; they are listed in `BAD_SAMPLES` in the folder.
         unmapped: classes of the source's own table that the chosen class table lacks; their pixels are ignored.
+        flow: folder of the clips' optical flow, inside ``uri``; empty unless it was asked for.
     """
 
     uri: str
     manifest: Manifest
     num_bad: int
     unmapped: tuple[str, ...] = ()
+    flow: str = ""
 
     @property
     def num_samples(self) -> int:
@@ -68,7 +72,8 @@ class Summary:
         labelled = self.manifest.num_labelled
         some = f", {labelled} with labels" if 0 < labelled < self.num_samples else ""
         pairs = f", {self.manifest.num_pairs} with a pair" if self.manifest.num_pairs else ""
-        title = f"{self.uri}: {self.num_samples} samples{some}{pairs}, {megabytes:.1f} MB{bad}"
+        flow = ", flow beside them" if self.flow else ""
+        title = f"{self.uri}: {self.num_samples} samples{some}{pairs}{flow}, {megabytes:.1f} MB{bad}"
         table = Table("class", "share of pixels", title=title, title_justify="left", min_width=len(title))
         if self.unmapped:
             table.caption = f"ignored, not in {self.manifest.table.name}: {', '.join(self.unmapped)}"
@@ -94,6 +99,7 @@ def prepare(
     resize: Size | None = None,
     pairs: str | None = None,
     pair_list: str | None = None,
+    flow: bool = False,
     limit: int | None = None,
     max_bad_share: float | None = None,
     workers: int | None = None,
@@ -119,6 +125,8 @@ def prepare(
         pairs: a prepared data set of the other domain whose images become the pairs of the samples with the same key;
             they are stored as they are there, and a sample without a partner has none.
         pair_list: CSV file with the columns ``key`` and ``other_key``, where partners have other keys.
+        flow: compute optical flow between the frames of clips and keep it in the folder ``flow`` of the destination,
+            where `open_dataset` finds it.
         limit: only so many samples, the first in key order.
         max_bad_share: share of samples that may be unusable, 0..1; above it the run fails. None = the layout's.
         workers: Ray workers that write at once; 0 = in this process; None = one a CPU from `PARALLEL_FROM` samples on.
@@ -126,16 +134,20 @@ def prepare(
         shard_samples: samples of a shard, the unit of writing and restarting.
 
     Raises:
-        UserError: empty source, too many bad samples, no pair found, or a destination that holds something else.
+        UserError: empty source, too many bad samples, no pair found, no clips for flow, or a destination that holds
+            something else.
     """
     kind, tree = find_layout(layout), Tree(source_uri)
     table, ids, unmapped = _class_ids(layout, kind, tree, split, classes, id_map)
     found = kind.entries(tree, split, _variant(layout, kind, variant))
     entries = list(islice(_thinned(_selected(found, include, exclude), every), limit))
     _require(layout, kind, tree, entries, labels)
+    if flow:
+        _require_clips(layout, entries)
     reading = Reading(kind, table, ids, labels, tags, resize)
     job = Conversion(destination_uri, reading, row_group_bytes, _partners(entries, pairs, pair_list))
-    return replace(_write(layout, job, entries, shard_samples, workers, max_bad_share), unmapped=unmapped)
+    written = replace(_write(layout, job, entries, shard_samples, workers, max_bad_share), unmapped=unmapped)
+    return replace(written, flow=_write_flow(written, workers)) if flow else written
 
 
 def _write(
@@ -157,6 +169,28 @@ def _write(
     sparse = any(entry.unlabelled for entry in entries)
     manifest = finish(uri, job.reading.table, job.parts(len(shards)), plan, sparse=sparse)
     return Summary(uri, manifest, sum(map(len, bad)))
+
+
+def _require_clips(layout: str, entries: Sequence[Entry]) -> None:
+    """Refuse flow where no frame has the one before beside it."""
+    places = {"clip": pa.array([e.clip for e in entries], pa.string()), "frame": [e.frame for e in entries]}
+    if not (previous_frames(pa.table(places)) >= 0).any():
+        raise UserError(
+            f"layout {layout!r} gives no two frames in a row here, so there is no flow to compute. Leave out "
+            "--flow, or prepare a layout or variant of clips."
+        )
+
+
+def _write_flow(written: Summary, workers: int | None) -> str:
+    """Flow beside finished shards, a row group at a time; what an interrupted run left is gone on with."""
+    from distuda.recipe import parse_relabel  # phases are built on data sets, so they are not known before
+    from distuda.relabel.job import is_finished, relabel
+
+    uri = open_dataset(written.uri).absolute().uri  # the same recipe wherever the command is given again
+    workers = _num_workers(written.num_samples) if workers is None else workers
+    values = {"out": storage.join(uri, FLOW), "resume": True, "workers": workers}
+    recipe = parse_relabel({**values, "source": {"uri": uri}, "relabel": {"name": FLOW}})
+    return storage.join(uri, FLOW) if is_finished(recipe) else relabel(recipe)
 
 
 def _partners(entries: Sequence[Entry], pairs: str | None, pair_list: str | None) -> Pairs | None:

@@ -6,14 +6,18 @@ A row group's columns appear whole or not at all, so a phase that was interrupte
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import Progress
 
 from distuda import storage
+from distuda.data.clips import Ids, in_clip_order, neighbours
 from distuda.data.columns import COLUMNS, finish, groups_done, open_columns, write_group
 from distuda.data.dataset import Dataset, open_dataset, rows_of
 from distuda.data.shards import count_pixels
@@ -22,7 +26,7 @@ from distuda.engine.run import open_run
 from distuda.errors import UserError
 from distuda.recipe import Domain, RelabelRecipe
 from distuda.relabel import RELABELS, Relabeller
-from distuda.relabel.relabeller import Task, encode_map
+from distuda.relabel.relabeller import Counts, Recent, Row, Task, encode_map
 
 RELABEL = "relabel.yaml"
 """The resolved recipe of a relabel phase, in its folder."""
@@ -63,6 +67,11 @@ def open_domain(recipe: RelabelRecipe, coming: Collection[str] = ()) -> Dataset:
     if domain.uri is None:
         raise UserError(f"relabel {recipe.relabel.name!r} looks at the {recipe.relabel.domain}, and its uri is none.")
     dataset = open_dataset(domain.uri, domain.columns)
+    if RELABELS[recipe.relabel.name].needs_clips and not dataset.moving:
+        raise UserError(
+            f"relabel {recipe.relabel.name!r} looks at frames in a row, and {domain.uri!r} holds no clips. Prepare "
+            "frames of video, with all frames of a clip."
+        )
     for column in RELABELS[recipe.relabel.name].reads:
         if column in coming:
             continue
@@ -127,18 +136,64 @@ class Worker:
         assert recipe.out is not None
         self.out, self.dataset, self.columns = recipe.out, dataset, list(columns)
         self.relabeller = build(recipe, dataset)
+        self._surveys: Recent[str, Counts] = Recent(8)
 
     def __call__(self, number: int) -> int:
         """Relabel one row group; gives how many samples it has."""
-        window = self.dataset.group_window(number)
-        rows = [self._row(row) for row in rows_of(self.dataset.read_window(window, self.columns))]
-        write_group(self.out, number, rows, self.relabeller.writes)
-        return len(rows)
+        ids = self.dataset.group_window(number).ids
+        turn = in_clip_order(self.dataset.index, ids) if any(self.relabeller.around) else ids
+        made = dict(zip(turn.tolist(), self._looked_at(self._rows(turn)), strict=True))
+        write_group(self.out, number, [made[place] for place in ids.tolist()], self.relabeller.writes)
+        return len(ids)
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        maps = {name: encode_map(values) for name, values in self.relabeller(row).items()}
-        counts = count_pixels(maps["label"], str(row["key"]), self.dataset.table.num_classes)
-        return {"key": row["key"], **maps, "class_pixels": counts}
+    def _rows(self, ids: Ids) -> Iterator[Row]:
+        """What the relabeller gets of each sample; all are read at once, with the frames around them."""
+        before, after = self.relabeller.around
+        near = neighbours(self.dataset.previous, ids, before, after) if before or after else {}
+        others = np.setdiff1d(np.concatenate([[-1], *near.values()]), np.append(ids, -1)).astype(np.int64)
+        read = np.concatenate([ids, others])
+        rows = list(rows_of(self.dataset.read_window(self.dataset.window_of(read), self.columns)))
+        row_of = dict(zip(read.tolist(), rows, strict=True))
+        for place, number in enumerate(ids.tolist()):
+            row = row_of[number]
+            if near:
+                row = {**row, "around": {d: row_of[at[place]] for d, at in near.items() if at[place] >= 0}}
+            if self.relabeller.surveys:
+                row = {**row, "survey": self._survey(number, row)}
+            yield row
+
+    def _survey(self, number: int, row: Row) -> Counts:
+        """The sum of counts over the clip of a sample, or over all samples."""
+        clip = self.dataset.index["clip"][number].as_py() if self.relabeller.surveys == "clip" else ""
+        return self.relabeller.survey(row) if clip is None else self._surveys.get(clip, lambda: self._counted(clip))
+
+    def _counted(self, clip: str) -> Counts:
+        """The sum of counts over a clip, or over all samples, a row group at a time and without their images."""
+        index = self.dataset.index
+        ids = np.flatnonzero(pc.equal(index["clip"], clip).fill_null(False)) if clip else np.arange(len(index))
+        window = self.dataset.window_of(ids)
+        counts: list[Counts] = []
+        for group in np.unique(window.groups).tolist():
+            table = self.dataset.read_group(group, ["key", *self.columns]).take(window.rows[window.groups == group])
+            counts.append(np.sum([self.relabeller.survey(row) for row in table.to_pylist()], axis=0))
+        return np.asarray(np.sum(counts, axis=0), np.int64)
+
+    def _looked_at(self, rows: Iterator[Row]) -> list[dict[str, Any]]:
+        if self.relabeller.needs_network:
+            return [self._encoded(row) for row in rows]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # decoders, OpenCV and numpy let others run
+            return list(pool.map(self._encoded, rows))
+
+    def _encoded(self, row: Row) -> dict[str, Any]:
+        """The columns of one sample as they are written."""
+        made = {
+            name: encode_map(values) if isinstance(values, np.ndarray) else values
+            for name, values in self.relabeller(row).items()
+        }
+        counts = {}
+        if isinstance(label := made.get("label"), bytes):
+            counts["class_pixels"] = count_pixels(label, str(row["key"]), self.dataset.table.num_classes)
+        return {"key": row["key"], **made, **counts}
 
 
 def build(recipe: RelabelRecipe, dataset: Dataset) -> Relabeller:

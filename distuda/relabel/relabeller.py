@@ -1,8 +1,9 @@
 """The contract of a relabel phase: one row of a data set in, columns about its image out."""
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -18,6 +19,10 @@ from distuda.models.segmenter import Segmenter
 
 Row = Mapping[str, Any]
 Map = NDArray[np.uint8]
+Counts = NDArray[np.int64]
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class RelabelConfig(BaseModel):
@@ -62,15 +67,38 @@ class Relabeller:
     reads_if_there: ClassVar[tuple[str, ...]] = ()
     """Columns it takes into account where an earlier phase, or `distuda prepare`, has written them."""
     needs_network: ClassVar[bool] = True
+    """Whether it looks with a trained network; what does without keeps nothing between samples and runs in threads."""
+    needs_clips: ClassVar[bool] = False
+    """Whether it has nothing to write where there are only stills."""
 
     def __init__(self, config: Any, task: Task) -> None:
         self.config, self.task = config, task
 
-    def __call__(self, row: Row) -> dict[str, Map]:
-        """Columns of one sample: uint8 maps (H, W) at the image's own size.
+    @property
+    def around(self) -> tuple[int, int]:
+        """How many frames before and after a sample in its clip it looks at; rows then come in the order of clips."""
+        return 0, 0
+
+    @property
+    def surveys(self) -> Literal["", "clip", "set"]:
+        """Over what `survey` is summed up before a sample is looked at: its clip (a still is alone), or all samples."""
+        return ""
+
+    def survey(self, row: Row) -> Counts:
+        """What one sample adds to the survey: counts of a fixed shape.
 
         Args:
-            row: ``key``, ``image`` and the columns of `reads`, encoded.
+            row: ``key`` and the columns of `reads`, encoded; no image.
+        """
+        raise NotImplementedError
+
+    def __call__(self, row: Row) -> Mapping[str, Map | bytes | None]:
+        """Columns of one sample: uint8 maps (H, W) at the image's own size; bytes of what is no such map, or None.
+
+        Args:
+            row: ``key``, ``image`` and the columns of `reads`, encoded. One that looks ``around`` finds there the rows
+                of the other frames that exist by their offset (-1 is the frame before), and one that ``surveys`` the
+                sum of the counts as ``survey``.
         """
         raise NotImplementedError
 
@@ -91,6 +119,27 @@ class Relabeller:
     def _device(self) -> torch.device:
         assert self.task.network is not None
         return next(self.task.network.parameters()).device
+
+
+class Recent(Generic[Key, Value]):
+    """The values that were asked for last.
+
+    Args:
+        size: how many are kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+
+    def get(self, key: Key, make: Callable[[], Value]) -> Value:
+        """The value of a key, made if it is not among them."""
+        if key not in self._values:
+            self._values[key] = make()
+            if len(self._values) > self.size:
+                self._values.popitem(last=False)
+        self._values.move_to_end(key)
+        return self._values[key]
 
 
 def image_of(row: Row) -> Map:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from distuda import storage
+from distuda.data.clips import FLOW
 from distuda.data.columns import COLUMNS, CONTESTED, groups_done, open_columns, read_group
 from distuda.data.dataset import STREETS, Dataset, open_dataset, rows_of
 from distuda.data.decode import decode_image, decode_label, resize_image, resize_label
@@ -266,7 +267,9 @@ def shown(stage: Stage, data: Dataset) -> bool:
 def _add_columns(stage: Stage, data: Dataset, ids: NDArray[np.int64], seen: Sequence[Seen]) -> None:
     """What a relabel phase wrote about these images; for erasing also what was mined before."""
     given = [uri for uri in stage.domain.columns if storage.exists(storage.join(uri, COLUMNS))]
-    names = RELABELS[stage.kind].writes
+    names = [name for name in RELABELS[stage.kind].writes if name != FLOW]  # vectors are no map to look at
+    if not names:
+        return
     after, before = open_dataset(data.uri, [*given, stage.uri]), open_dataset(data.uri, given)
     for one, row in zip(seen, rows_of(after.read_window(data.window_of(ids), names)), strict=True):
         one.maps[stage.name] = {name: one.shrunk(decode_label(row[name], one.key)) for name in names}

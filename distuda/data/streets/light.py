@@ -122,8 +122,16 @@ def _lamp_light(scene: Scene, pixels: _Pixels, camera: Camera, style: Style) -> 
     return _tinted(pool, style.lamp_colour) + _tinted(beam, _HEADLIGHT)
 
 
+def _looked_up(texture: Array, x_N: Array, y_N: Array) -> Array:
+    """Values of a texture at places, (N,); OpenCV takes at most 2^15 of them in a column."""
+    parts = range(0, len(x_N), 2**14)
+    return np.concatenate(
+        [cv2.remap(texture, x_N[i : i + 2**14], y_N[i : i + 2**14], cv2.INTER_LINEAR).ravel() for i in parts]
+    )
+
+
 def _sky(scene: Scene, style: Style, slope_x: Array, slope_y: Array) -> Array:
-    """The sky's colour along rays, (3, ...)."""
+    """The sky's colour along N rays, (3, N)."""
     sky, height = style.sky, np.maximum(slope_y, 0.0)
     up = np.clip(height / 0.55, 0, 1) ** np.float32(0.7)
     colour = _tinted(1 - up, sky.horizon) + _tinted(up, sky.zenith)
@@ -133,7 +141,7 @@ def _sky(scene: Scene, style: Style, slope_x: Array, slope_y: Array) -> Array:
     stretch = 60.0 / (height + 0.18)
     map_x = ((slope_x * stretch + scene.cloud_offset[0]) % 511).astype(np.float32)
     map_y = ((stretch * 1.6 + scene.cloud_offset[1]) % 511).astype(np.float32)
-    cover = cv2.remap(textures.clouds(), map_x, map_y, cv2.INTER_LINEAR).reshape(slope_x.shape)
+    cover = _looked_up(textures.clouds(), map_x, map_y)
     share = np.clip((cover + (scene.cloud_share - 0.5) * 2.4) * 0.9, 0, 1) * np.clip(height / 0.1, 0.25, 1)
     colour *= 1 - share
     return colour + _tinted(share * (1 - 0.18 * np.clip(cover - 0.5, 0, 1)), sky.cloud)
