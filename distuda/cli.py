@@ -168,7 +168,7 @@ def evaluate(
         int, typer.Option(help="set batch-norm statistics from so many target images first (AdaBN)")
     ] = 0,
 ) -> None:
-    """Score a run, or the labels of a relabel phase: mIoU over the whole set at label size, class by class; VPQ of clips."""
+    """Score a run, or the labels of a relabel phase: mIoU over the whole set, class by class; of clips VPQ."""
     from distuda.engine.scoring import score_run
     from distuda.relabel.job import holds_labels
     from distuda.relabel.score import score_labels

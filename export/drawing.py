@@ -43,16 +43,23 @@ def draw_overlay(
     The legend lists every class in the same place for every image of one size, so that frames can be compared; those
     that the class map lacks are faint.
     """
-    colours = _lookup(palette)[class_map_HW]
-    opacity = np.where(_borders(class_map_HW), 1.0, OPACITY)[..., None]
-    opacity[class_map_HW >= len(palette)] = 0  # no class, no colour
-    blended = (image_HWC * (1 - opacity) + colours * opacity).round().astype(np.uint8)
+    blended = blend(image_HWC, class_map_HW, palette)
     present = np.bincount(class_map_HW.ravel(), minlength=256)[: len(classes)] > 0
-    legend = _draw_legend(image_HWC.shape[1], image_HWC.shape[0], classes, palette, present)
+    legend = draw_legend(image_HWC.shape[1], image_HWC.shape[0], classes, palette, present)
     picture = Image.new("RGB", (image_HWC.shape[1], image_HWC.shape[0] + legend.height), _PAPER)
     picture.paste(Image.fromarray(blended), (0, 0))
     picture.paste(legend, (0, image_HWC.shape[0]))
     return picture
+
+
+def blend(
+    image_HWC: NDArray[np.uint8], class_map_HW: NDArray[np.uint8], palette: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """The image under its classes' colours, uint8 RGB (H, W, 3); borders between classes in full colour."""
+    colours = _lookup(palette)[class_map_HW]
+    opacity = np.where(_borders(class_map_HW), 1.0, OPACITY)[..., None]
+    opacity[class_map_HW >= len(palette)] = 0  # no class, no colour
+    return np.asarray((image_HWC * (1 - opacity) + colours * opacity).round(), np.uint8)
 
 
 def _lookup(palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -70,10 +77,10 @@ def _borders(class_map_HW: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return border
 
 
-def _draw_legend(
+def draw_legend(
     width: int, height: int, classes: Sequence[str], palette: NDArray[np.uint8], present: NDArray[np.bool_]
 ) -> Image.Image:
-    """A strip as wide as the image: a swatch and a name a class, in columns."""
+    """A strip as wide as an image of that size: a swatch and a name a class, in columns; those not present faint."""
     text_height = int(np.clip(height / 28, 11, 32))
     font = ImageFont.load_default(text_height)
     gap, row_height = text_height // 2, text_height + text_height // 2

@@ -7,9 +7,10 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import cv2
 import fsspec
@@ -24,6 +25,8 @@ MAX_PIXELS = 150_000_000
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+_COUNTED = {".mp4", ".avi", ".mov", ".m4v"}  # containers that list their frames
+_MAX_FPS = 1000  # more is a time base that was taken for a rate
 _MAX_NAME_BYTES = 200  # file systems allow 255 for a name, and suffixes follow
 
 
@@ -130,38 +133,72 @@ def _unique(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def frames_of(item: Input) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """(name, uint8 RGB (H, W, 3)) of an image, or of every frame of a video in order.
+class Frame(NamedTuple):
+    """One picture to predict.
+
+    Attributes:
+        name: relative path of its results without suffix.
+        image: uint8 RGB (H, W, 3).
+        fps: frames a second of the video it is from; None for images and where the video does not say.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    fps: float | None = None
+
+
+def frames_of(item: Input) -> Iterator[Frame]:
+    """An image, or every frame of a video in order.
 
     Raises:
-        OSError, ValueError: unreadable; the message says why.
+        OSError, ValueError: unreadable, or a video cut off after the frames that came; the message says why.
     """
     if not item.is_video:
-        yield item.name, decode(item.fs.cat_file(item.path))
+        yield Frame(item.name, decode(item.fs.cat_file(item.path)))
         return
+    with _open_video(item) as capture:
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        fps = rate if 0 < rate <= _MAX_FPS else None
+        shape, number = None, 0
+        for number, image in enumerate(_decoded(capture), start=1):
+            if number > 1 and image.shape != shape:
+                raise ValueError(f"frame {number - 1} has another size than those before. Convert the video to one.")
+            shape = image.shape
+            yield Frame(f"{item.name}/{number - 1:06d}", image, fps)
+        if number == 0:
+            raise ValueError("no frame can be decoded: not a video, damaged, or its codec is missing in OpenCV")
+        promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        # where the container gives a duration in place of a count, sound may go on after the last picture
+        spare = 1 if _suffix(item.path) in _COUNTED else round(fps or 1)
+        if number + spare < promised:
+            raise ValueError(
+                f"only {number} of {promised} frames can be decoded, it is damaged or cut off there. The results of "
+                "these are kept; copy the video again for the rest"
+            )
+
+
+def _decoded(capture: cv2.VideoCapture) -> Iterator[NDArray[np.uint8]]:
+    while True:
+        there, frame = capture.read()
+        if not there:
+            return
+        yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+@contextmanager
+def _open_video(item: Input) -> Iterator[cv2.VideoCapture]:
+    """OpenCV opens local files only, so of a remote one there is a copy as long as it is open."""
     with tempfile.TemporaryDirectory() as folder:
         local = item.path
-        if "file" not in item.fs.protocol:  # OpenCV opens local files only
+        if "file" not in item.fs.protocol:
             local = os.path.join(folder, "video" + _suffix(item.path))
             with item.fs.open(item.path, "rb") as remote, open(local, "wb") as copy:
                 shutil.copyfileobj(remote, copy)
-        number = 0
-        for number, frame in enumerate(_video_frames(local), start=1):
-            yield f"{item.name}/{number - 1:06d}", frame
-        if number == 0:
-            raise ValueError("no frame can be decoded: not a video, damaged, or its codec is missing in OpenCV")
-
-
-def _video_frames(path: str) -> Iterator[NDArray[np.uint8]]:
-    capture = cv2.VideoCapture(path)
-    try:
-        while True:
-            there, frame = capture.read()
-            if not there:
-                return
-            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
-    finally:
-        capture.release()
+        capture = cv2.VideoCapture(local)
+        try:
+            yield capture
+        finally:
+            capture.release()
 
 
 def decode(content: bytes) -> NDArray[np.uint8]:
@@ -194,6 +231,18 @@ def read_file(uri: str) -> bytes:
         raise PredictError(f"cannot read {uri!r}: {error}. Check the path and your access to it.") from error
 
 
+@contextmanager
+def open_file(uri: str) -> Iterator[IO[bytes]]:
+    """The file at a path or URI, opened for reading here and there. Raises `PredictError` when there is none."""
+    fs, path = _filesystem(uri)
+    try:
+        file = fs.open(path, "rb")
+    except OSError as error:
+        raise PredictError(f"cannot read {uri!r}: {error}. Check the path and your access to it.") from error
+    with file:
+        yield file
+
+
 def write_file(folder: str, name: str, content: bytes) -> None:
     """Write one result below a folder, whole or not at all. Raises `PredictError` when the folder cannot be written."""
     fs, root = _filesystem(folder)
@@ -210,3 +259,30 @@ def write_file(folder: str, name: str, content: bytes) -> None:
         os.replace(part, path)
     except OSError as error:
         raise PredictError(f"cannot write {path!r}: {error}. Choose a folder this user may write to.") from error
+
+
+@contextmanager
+def new_files(folder: str, below: str = "") -> Iterator[str]:
+    """A local folder to write results into that grow; they go to ``folder/below`` when the block ends without an error.
+
+    Of a block that failed nothing appears and nothing is left.
+
+    Raises:
+        PredictError: the folder cannot be written to.
+    """
+    fs, root = _filesystem(folder)
+    root = "/".join(part for part in (root.rstrip("/"), below) if part)
+    local = "file" in fs.protocol
+    try:
+        if local:
+            os.makedirs(root, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=root if local else None) as own:
+            yield own
+            for name in sorted(os.listdir(own)):
+                part, path = os.path.join(own, name), f"{root}/{name}"
+                if local:
+                    os.replace(part, path)
+                else:  # object stores show an object only once its upload is complete
+                    fs.put_file(part, path)
+    except OSError as error:
+        raise PredictError(f"cannot write to {root!r}: {error}. Choose a folder this user may write to.") from error

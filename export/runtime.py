@@ -4,6 +4,7 @@
     class_map, confidence = predictor.predict(image)          # uint8 RGB (H, W, 3)
     tags = predictor.run(image[None]).get("tags")             # (1, C), of files that know what is in an image
     summary = predict_files("model.onnx", ["frames/", "drive.mp4", "s3://bucket/val/*.jpg"], "out")
+    for class_map in read_label_stream("out/drive.labels.zip"): ...          # uint8 (H, W), a frame of drive.mp4 each
 
 Shape legend: N images, H and W pixels, C colour channels.
 """
@@ -11,6 +12,7 @@ Shape legend: N images, H and W pixels, C colour channels.
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -20,9 +22,12 @@ from numpy.typing import NDArray
 
 from export.drawing import draw_overlay, encode_class_map, encode_image
 from export.errors import PredictError
-from export.inputs import Input, find_inputs, frames_of, read_file, write_file
+from export.inputs import Frame, Input, find_inputs, frames_of, read_file, write_file
+from export.video import Add, read_label_meta, read_label_stream, video_results
 
-__all__ = ["PredictError", "Prediction", "Predictor", "Summary", "predict_files"]
+__all__ = [
+    "PredictError", "Prediction", "Predictor", "Summary", "predict_files", "read_label_meta", "read_label_stream",
+]  # fmt: skip
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 Progress = Callable[[int, int | None, str], None]
@@ -207,22 +212,25 @@ def predict_files(
     out_dir: str,
     *,
     overlay: bool = True,
+    frames: bool = False,
     provider: Provider = "auto",
     threads: int = 0,
     progress: Progress | None = None,
 ) -> Summary:
-    """Predict everything the inputs name and write one class map, and one overlay, an image.
+    """Predict everything the inputs name and write one class map, and one overlay, an image or video.
 
     Names in the output repeat those of the inputs below the folder or glob that found them, reduced to letters,
     digits and ``._-``: ``out/class_map/NAME.png`` is an 8-bit palette PNG of train ids, ``out/overlay/NAME.png`` the
-    image under the classes' colours with a legend. Frames of a video get ``VIDEO/000000`` and so on. EXIF orientation
-    is ignored, as in training.
+    image under the classes' colours with a legend. EXIF orientation is ignored, as in training. A video gives
+    ``out/NAME.labels.zip`` and ``out/NAME.overlay.mp4`` (`export.video.video_results`), written as its frames come and
+    put in place whole; of one that is damaged or cut off they hold the frames up to there, and it is listed as skipped.
 
     Args:
         model: an exported file, or one that is loaded already (then ``provider`` and ``threads`` do nothing).
         inputs: images, videos, folders (searched through) and globs, each a path or an fsspec URI.
         out_dir: folder of the results, a path or an fsspec URI; what lies in it is never taken as input.
         overlay: whether to write the overlays.
+        frames: whether frames of videos become single files like images, named ``VIDEO/000000`` and so on.
         provider, threads: as in `Predictor`.
         progress: called after each image with how many are done, how many there are (None with videos) and the name.
 
@@ -233,25 +241,39 @@ def predict_files(
     predictor = model if isinstance(model, Predictor) else Predictor(model, provider, threads=threads)
     summary, started_s = Summary(predictor.provider), time.perf_counter()
     total = None if any(item.is_video for item in found) else len(found)
-    for name, image, class_map in _predictions(predictor, found, summary.skipped):
-        write_file(out_dir, f"class_map/{name}.png", encode_class_map(class_map, predictor.palette))
-        if overlay:
-            drawn = draw_overlay(image, class_map, predictor.classes, predictor.palette)
-            write_file(out_dir, f"overlay/{name}.png", encode_image(drawn))
-        summary.num_images += 1
-        if progress:
-            progress(summary.num_images + len(summary.skipped), total, name)
+    for item in found:
+        if item.is_video and not frames:
+            described = (predictor.classes, predictor.palette, predictor.metadata)
+            results = video_results(out_dir, item.name, *described, overlay=overlay)
+        else:
+            results = _single_files(predictor, out_dir, overlay)
+        with results as add:
+            for frame, class_map in _predictions(predictor, item, summary.skipped):
+                add(frame, class_map)
+                summary.num_images += 1
+                if progress:
+                    progress(summary.num_images + len(summary.skipped), total, frame.name)
     summary.elapsed_s = time.perf_counter() - started_s
     return summary
 
 
+@contextmanager
+def _single_files(predictor: Predictor, out_dir: str, overlay: bool) -> Iterator[Add]:
+    def add(frame: Frame, class_map: NDArray[np.uint8]) -> None:
+        write_file(out_dir, f"class_map/{frame.name}.png", encode_class_map(class_map, predictor.palette))
+        if overlay:
+            drawn = draw_overlay(frame.image, class_map, predictor.classes, predictor.palette)
+            write_file(out_dir, f"overlay/{frame.name}.png", encode_image(drawn))
+
+    yield add
+
+
 def _predictions(
-    predictor: Predictor, found: Sequence[Input], skipped: list[tuple[str, str]]
-) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
-    """(name, image, class map) of every readable image or frame; the others are added to ``skipped``."""
-    for item in found:
-        try:
-            for name, image in frames_of(item):
-                yield name, image, predictor.predict(image).class_map
-        except (OSError, ValueError, PredictError) as error:
-            skipped.append((item.source, str(error)))
+    predictor: Predictor, item: Input, skipped: list[tuple[str, str]]
+) -> Iterator[tuple[Frame, NDArray[np.uint8]]]:
+    """The image or frames of an input with their class maps; why one cannot be read is added to ``skipped``."""
+    try:
+        for frame in frames_of(item):
+            yield frame, predictor.predict(frame.image).class_map
+    except (OSError, ValueError, PredictError) as error:
+        skipped.append((item.source, str(error)))

@@ -218,7 +218,7 @@ def test_video_frames_in_order(model: str, tmp_path: Path) -> None:
     writer.release()
     totals: list[int | None] = []
     summary = predict_files(
-        model, [str(tmp_path / "drive.avi")], str(tmp_path / "out"), overlay=False,
+        model, [str(tmp_path / "drive.avi")], str(tmp_path / "out"), overlay=False, frames=True,
         progress=lambda done, total, name: totals.append(total),
     )  # fmt: skip
     assert summary.num_images == 2 and totals == [None, None]

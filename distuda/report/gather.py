@@ -11,11 +11,13 @@ from rich.progress import track
 
 from distuda import storage
 from distuda.data.batch import Batch
-from distuda.data.dataset import open_dataset
+from distuda.data.dataset import Dataset, open_dataset
 from distuda.data.reader import iterate_once
 from distuda.engine.run import Run
 from distuda.errors import UserError
+from distuda.models.segmenter import Segmenter
 from distuda.report.panels import Panel, choose, make_panels, spread
+from distuda.report.player import Clip, choose_runs, make_clip
 
 SOURCE_ONLY = "source-only"
 SEARCHED_IMAGES = 40
@@ -66,6 +68,7 @@ class ReportData:
         run, baseline: the reported run, and the one it is measured against, if any.
         which: ``last`` or ``best``.
         panels: pictures in reading order.
+        clips: to play; empty for still images.
         notes: what a reader must know before comparing the numbers.
         extras: further facts, name -> text.
     """
@@ -74,6 +77,7 @@ class ReportData:
     baseline: Side | None = None
     which: str = "last"
     panels: list[Panel] = field(default_factory=list)
+    clips: list[Clip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extras: Mapping[str, Any] = field(default_factory=dict)
 
@@ -97,7 +101,12 @@ def gather(
     data.notes = list(_warnings(data))
     if num_panels:
         try:
-            data.panels = _panels(data, num_panels)
+            dataset = open_dataset(data.run.data_uri)
+            # without a score the target's own labels are not looked at
+            scored = data.run.miou is not None and dataset.manifest.num_labelled > 0
+            predictors = _predictors(data)
+            data.panels = _panels(data, dataset, predictors, num_panels, scored=scored)
+            data.clips = _clips(data, dataset, predictors, scored=scored) if dataset.moving else []
         except UserError as error:  # the numbers stand without pictures; data may have moved since the run
             data.notes.append(f"No pictures: {error}")
     return data
@@ -138,17 +147,26 @@ def _warnings(data: ReportData) -> Iterator[str]:
                 yield f"The runs were evaluated with a different {what}, {given[0]} and {given[1]}: not comparable."
 
 
-def _panels(data: ReportData, count: int) -> list[Panel]:
-    recipe = data.run.run.recipe
-    dataset = open_dataset(data.run.data_uri)
-    total = min(len(dataset), data.run.evaluation.get("num_images", len(dataset)))
-    scored = dataset.labelled and data.run.miou is not None
-    wanted = spread(total, max(count, SEARCHED_IMAGES) if scored else count)
-    samples: Iterable[Batch] = iterate_once(dataset, size=recipe.evaluation.size)
-    samples = track(samples, description="report pictures", total=max(wanted, default=0) + 1, transient=True)
-    if not scored:  # the target's own labels are not looked at
-        samples = (replace(batch, label_BHW=None) for batch in samples)
-    wants_cuda = recipe.device != "cpu" and torch.cuda.is_available()  # the run may come from a larger machine
+def _predictors(data: ReportData) -> dict[str, Segmenter]:
+    wants_cuda = data.run.run.recipe.device != "cpu" and torch.cuda.is_available()  # the run may be from elsewhere
     device = torch.device("cuda" if wants_cuda else "cpu")
-    predictors = {side.name: side.run.predictor.to(device).eval() for side in data.sides}
+    return {side.name: side.run.predictor.to(device).eval() for side in data.sides}
+
+
+def _panels(
+    data: ReportData, dataset: Dataset, predictors: Mapping[str, Segmenter], count: int, *, scored: bool
+) -> list[Panel]:
+    total = min(len(dataset), data.run.evaluation.get("num_images", len(dataset)))
+    wanted = spread(total, max(count, SEARCHED_IMAGES) if scored else count)
+    samples: Iterable[Batch] = iterate_once(dataset, size=data.run.run.recipe.evaluation.size)
+    samples = track(samples, description="report pictures", total=max(wanted, default=0) + 1, transient=True)
+    if not scored:
+        samples = (replace(batch, label_BHW=None) for batch in samples)
     return choose(make_panels(samples, set(wanted), predictors, data.run.run.table), count)
+
+
+def _clips(data: ReportData, dataset: Dataset, predictors: Mapping[str, Segmenter], *, scored: bool) -> list[Clip]:
+    runs, run = choose_runs(dataset, scored=scored), data.run.run
+    size = run.recipe.evaluation.size
+    made = (make_clip(dataset, ids, predictors, run.table, size=size, scored=scored) for ids in runs)
+    return list(track(made, description="report clips", total=len(runs), transient=True))

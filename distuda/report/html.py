@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from markupsafe import Markup
@@ -11,10 +11,11 @@ from distuda import storage
 from distuda.data.labels import ClassTable
 from distuda.engine.run import open_run
 from distuda.recipe import to_yaml
-from distuda.report import figures
+from distuda.report import clip_scores, figures, player
 from distuda.report.figures import Series
 from distuda.report.gather import SEARCHED_IMAGES, ReportData, Side, gather
 from distuda.report.panels import class_palette, entropy_ramp
+from distuda.report.pictures import FRAME_MS
 from distuda.report.templates import template
 
 _TITLES = {
@@ -25,6 +26,7 @@ _TITLES = {
 """Logged numbers that are neither losses nor a method's metrics; they come last."""
 
 _BY = " \N{MULTIPLICATION SIGN} "
+_OF_CLIPS = {"vpq": "VPQ", "temporal_consistency": "temporal consistency"}
 _SCORES = {"information_maximisation": "information maximisation", "entropy": "entropy score"}
 
 
@@ -58,6 +60,7 @@ def write_report(
 def render(data: ReportData) -> str:
     """The HTML text; everything that comes from a run is escaped."""
     ramp = entropy_ramp()
+    script, policy = player.script() if data.clips else ("", "")
     return template("report.html.j2").render(
         data=data,
         run=data.run,
@@ -77,6 +80,13 @@ def render(data: ReportData) -> str:
         searched=SEARCHED_IMAGES,
         signed=_signed,
         sizes=_sizes(data.run),
+        lengths=clip_scores.windows(data.run.evaluation),
+        over_time=_over_time(data),
+        about_windows=clip_scores.WINDOW,
+        about_consistency=clip_scores.CONSISTENCY,
+        frame_ms=FRAME_MS,
+        script=Markup(script),
+        script_policy=policy,
     )
 
 
@@ -152,7 +162,8 @@ def _measured(side: Side, which: str) -> dict[str, str]:
     speed = [row["images_per_s"] for row in side.rows if "images_per_s" in row]
     memory = [row["memory_gib"] for row in side.rows if "memory_gib" in row]
     facts = {
-        "pixel accuracy": f"{100 * scores['accuracy']:.1f} %" if "accuracy" in scores else "",
+        "pixel accuracy": _share_text(scores.get("accuracy")),
+        "temporal consistency": _share_text(scores.get("temporal_consistency")),
         "label-free": ", ".join(
             f"{text} {figures.number(scores[key])}" for key, text in _SCORES.items() if key in scores
         ),
@@ -163,6 +174,10 @@ def _measured(side: Side, which: str) -> dict[str, str]:
         "hardware": ", ".join(str(env[name]) for name in ("processor", "machine") if env.get(name)),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _share_text(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
 
 
 def _curves(data: ReportData) -> list[tuple[str, str, Markup]]:
@@ -218,8 +233,14 @@ def _progress(data: ReportData) -> list[tuple[str, Markup]]:
         for side in data.sides
         for (key, text), colour in zip(_SCORES.items(), looks[side is data.run], strict=True)
     ]
+    clips = [
+        Series(f"{side.name}: {text}", _evaluations(side, key, 100), colour, dashed=side is not data.run, markers=True)
+        for side in data.sides
+        for (key, text), colour in zip(_OF_CLIPS.items(), looks[side is data.run], strict=True)
+    ]
     for title, series, unit in (
         ("mIoU over steps", miou, "mIoU [%]"),
+        ("Clips over steps", clips, "[%]"),
         ("Label-free scores over steps", scores, "score, higher is better"),
     ):
         drawn = [line for line in series if line.points]
@@ -237,18 +258,28 @@ def _evaluations(side: Side, key: str, factor: float = 1.0) -> list[figures.Poin
 
 @dataclass
 class ClassRow:
-    """One line of the class table: IoU in per cent, one a run; no colour for the mean."""
+    """One line of the class table: IoU and VPQ in per cent, one a run (no VPQ of stills); no colour for the mean."""
 
     name: str
     colour: str | None
     values: list[float | None]
+    quality: list[float | None] = field(default_factory=list)
     bar: str = ""
 
     @property
     def change(self) -> float | None:
-        """Difference to the baseline in points."""
-        known = [value for value in self.values if value is not None]
-        return known[1] - known[0] if len(known) == 2 else None
+        """Difference of IoU to the baseline in points."""
+        return _difference(self.values)
+
+    @property
+    def quality_change(self) -> float | None:
+        """Difference of VPQ to the baseline in points."""
+        return _difference(self.quality)
+
+
+def _difference(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return known[1] - known[0] if len(known) == 2 else None
 
 
 def _class_rows(data: ReportData) -> list[ClassRow]:
@@ -261,10 +292,28 @@ def _class_rows(data: ReportData) -> list[ClassRow]:
         for name, colour in zip(table.classes, _css_colours(table), strict=True)
     ]
     rows.append(ClassRow("mean", None, [_percent(side.miou) for side in data.sides]))
+    if "vpq_per_class" in data.run.evaluation:
+        for row in rows[:-1]:
+            row.quality = [_percent(side.evaluation.get("vpq_per_class", {}).get(row.name)) for side in data.sides]
+        rows[-1].quality = [_percent(side.evaluation.get("vpq")) for side in data.sides]
     limit = max([1.0, *(abs(row.change) for row in rows if row.change is not None)])
     for row in rows:
         row.bar = _change_bar(row, limit) if data.baseline else _level_bar(row)
     return rows
+
+
+def _over_time(data: ReportData) -> list[tuple[str, list[tuple[str, list[float | None]]]]]:
+    """Video panoptic quality: group of classes -> run -> by window and last the mean, in per cent.
+
+    The last group is temporal consistency, one value a run. Empty for still images and where there are no labels.
+    """
+    lengths = clip_scores.windows(data.run.evaluation)
+    groups = []
+    for name, key in clip_scores.GROUPS.items() if lengths else ():
+        found = [(side.name, clip_scores.quality(side.evaluation, key, lengths)) for side in data.sides]
+        groups.append((name, [(side, [_percent(value) for value in values]) for side, values in found]))
+    consistency = [(side.name, [_percent(side.evaluation.get("temporal_consistency"))]) for side in data.sides]
+    return [*groups, ("temporal consistency", consistency)] if groups else []
 
 
 def _percent(value: float | None) -> float | None:

@@ -178,11 +178,11 @@ def _entropy_png(entropy_HW: NDArray[np.float32]) -> str:
 def _palette_png(index_HW: NDArray[np.uint8], palette: NDArray[np.uint8]) -> str:
     image = Image.fromarray(index_HW, "L")
     image.putpalette(palette.tobytes())  # turns it into a palette image without touching the indices
-    return _data_uri(image, "png", optimize=True)
+    return data_uri(image, "png", optimize=True)
 
 
 def _jpeg(picture_HW3: NDArray[np.uint8]) -> str:
-    return _data_uri(Image.fromarray(_shrink(picture_HW3, cv2.INTER_AREA)), "jpeg", quality=82, optimize=True)
+    return data_uri(Image.fromarray(_shrink(picture_HW3, cv2.INTER_AREA)), "jpeg", quality=82, optimize=True)
 
 
 def _shrink(array: NDArray[np.generic], interpolation: int) -> NDArray[np.generic]:
@@ -193,7 +193,8 @@ def _shrink(array: NDArray[np.generic], interpolation: int) -> NDArray[np.generi
     return np.asarray(cv2.resize(array, size, interpolation=interpolation))
 
 
-def _data_uri(image: Image.Image, kind: str, **options: bool | int) -> str:
+def data_uri(image: Image.Image, kind: str, **options: bool | int | bytes) -> str:
+    """A picture as the address of itself: ``kind`` is ``png`` or ``jpeg``, the options are Pillow's."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,12 +1,14 @@
 """Tables for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from distuda.recipe import fields
+from distuda.report.clip_scores import CONSISTENCY, GROUPS, WINDOW, quality, windows
 
 
 def recipe_fields() -> Table:
@@ -35,25 +37,41 @@ def known_layouts() -> Table:
     return table
 
 
-def scores(row: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> Table:
-    """IoU by class and what it was measured on; with a baseline, both and the difference in points.
+def scores(row: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> RenderableType:
+    """IoU by class and what it was measured on; of clips also video panoptic quality and temporal consistency.
 
     Args:
-        row, baseline: as `engine.evaluate.evaluate` returns them, IoU in [0, 1].
+        row: as `engine.evaluate.evaluate` returns it, IoU in [0, 1].
+        baseline: a row of the same samples; with it both and the difference in points are printed.
     """
+    table = _by_class(row, baseline)
+    return Group(table, _over_time(row, baseline)) if windows(row) else table
+
+
+def _by_class(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Table:
     sizes = ", ".join(row.get("label_sizes", []))
     title = f"{row['num_images']} images" + (f", labels {sizes}" if sizes else ", no labels")
     table = Table(title=title, title_justify="left")
     table.add_column("class")
-    for name in ("source only", "adapted", "gain") if baseline else ("IoU",):
-        table.add_column(name, justify="right")
-    for name, value in row.get("iou", {}).items():
-        table.add_row(name, *_cells(value, baseline["iou"].get(name) if baseline else None, bool(baseline)))
+    measures = {"iou": "IoU", "vpq_per_class": "VPQ"} if "vpq_per_class" in row else {"iou": "IoU"}
+    for short in measures.values():
+        for name in ("source only", "adapted", "gain") if baseline else ("",):
+            table.add_column(f"{short} {name}".strip() if len(measures) > 1 or not name else name, justify="right")
+
+    def cells(values: Sequence[float | None], before: Sequence[float | None]) -> list[str]:
+        pairs = zip(values, before, strict=True)
+        return [cell for value, old in pairs for cell in _cells(value, old, baseline is not None)]
+
+    for name in row.get("iou", {}):
+        found = [[(side or {}).get(key, {}).get(name) for key in measures] for side in (row, baseline)]
+        table.add_row(name, *cells(*found))
     table.add_section()
     if "miou" in row:
-        table.add_row(
-            "mIoU", *_cells(row["miou"], baseline["miou"] if baseline else None, bool(baseline)), style="bold"
-        )
+        found = [[(side or {}).get(key) for key in ("miou", "vpq")[: len(measures)]] for side in (row, baseline)]
+        table.add_row("mIoU, mean VPQ" if len(measures) > 1 else "mIoU", *cells(*found), style="bold")
+    if "temporal_consistency" in row:
+        found = [[(side or {}).get("temporal_consistency")] for side in (row, baseline)]
+        table.add_row("temporal consistency (label-free)", *cells(*found))
     if "coverage" in row:
         table.add_row("share of labelled pixels that are not ignored", _percent(row["coverage"]))
     for name in ("information_maximisation", "entropy"):
@@ -62,6 +80,22 @@ def scores(row: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) ->
         before = [f"{baseline[name]:.3f}"] if baseline else []
         after = [f"{row[name] - baseline[name]:+.3f}"] if baseline else []
         table.add_row(f"{name} (label-free)", *before, f"{row[name]:.3f}", *after, style="dim")
+    return table
+
+
+def _over_time(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Table:
+    """Video panoptic quality by group and window in per cent; with a baseline the gain in brackets."""
+    title = "video panoptic quality (VPQ) of semantic tubes" + (", gain over source only" if baseline else "")
+    table = Table(title=title, title_justify="left", caption=f"{WINDOW} {CONSISTENCY}", caption_justify="left")
+    lengths = windows(row)
+    table.add_column("window of")
+    for head in [*(f"{length} frame{'s' if length > 1 else ''}" for length in lengths), "mean"]:
+        table.add_column(head, justify="right")
+
+    for name, key in GROUPS.items():
+        pairs = zip(quality(row, key, lengths), quality(baseline or {}, key, lengths), strict=True)
+        cells = [_cells(value, before, baseline is not None) for value, before in pairs]
+        table.add_row(name, *(f"{cell[1]} ({cell[2] or '-'})" if baseline else cell[0] for cell in cells))
     return table
 
 
