@@ -53,8 +53,9 @@ def main() -> None:
             ratios = [a / b for a, b in zip(values, rates["single frames"], strict=True)]
             print(f"| {size} | {name} | {statistics.median(values):.0f} | {statistics.median(ratios):.2f}x |")
     print("\n| clips | resident memory after 2000 samples [MiB] |\n| --- | --- |")
-    for frames, num in ((6, 40), (60, 4), (240, 1)):
+    for frames, num in ((6, 160), (60, 16), (960, 1)):
         uri = f"streets://day?frames={frames}&num={num}"
+        open_dataset(uri)  # rendered here, not in the process that is measured
         found = subprocess.run(
             [sys.executable, __file__, "--memory", uri, "500"], check=True, stdout=subprocess.PIPE, text=True
         )

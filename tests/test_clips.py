@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from distuda.data.clips import earlier, in_clip_order, previous_frames, with_pre
 from distuda.data.dataset import Dataset, open_dataset
 from distuda.data.flow import compute_flow, decode_flow, encode_flow
 from distuda.data.order import Order
+from distuda.data.prepare import prepare
 from distuda.data.reader import iterate_once, read_batches
 from distuda.data.sample import Sample
 from distuda.data.shards import write_shards
@@ -264,3 +266,23 @@ def test_flow_still_leads_to_the_same_place_after_crop_zoom_and_flip(
 def stills() -> "list[tuple[torch.Tensor, torch.Tensor]]":
     pairs = [(frame(n + 1), frame(n)) for n in range(8)]
     return [(torch.from_numpy(a).permute(2, 0, 1), torch.from_numpy(b).permute(2, 0, 1)) for a, b in pairs]
+
+
+def test_folders_of_frames_are_clips_when_asked_for(tmp_path: Path) -> None:
+    names = ["drive_1/frame_0009.png", "drive_1/frame_0010.png", "drive_2/3.png", "drive_2/4.png"]
+    for number, name in enumerate(names):
+        path = tmp_path / "in" / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(frame(number)))
+    plain: dict[str, Any] = {"classes": "camvid11", "labels": False}
+    made = prepare(
+        "folder", str(tmp_path / "in"), str(tmp_path / "out"), classes="camvid11", labels=False, variant="clips"
+    )
+    data = open_dataset(made.uri)
+    assert data.index["clip"].to_pylist() == ["drive_1", "drive_1", "drive_2", "drive_2"]
+    assert data.index["frame"].to_pylist() == [9, 10, 3, 4] and data.previous.tolist() == [-1, 0, -1, 2]
+    stills = prepare("folder", str(tmp_path / "in"), str(tmp_path / "stills"), **plain)
+    assert not open_dataset(stills.uri).moving
+    (tmp_path / "in" / "images" / "alone.png").write_bytes(encode(frame(0)))
+    with pytest.raises(UserError, match="'alone' is no frame of a clip"):
+        prepare("folder", str(tmp_path / "in"), str(tmp_path / "no"), **plain, variant="clips")

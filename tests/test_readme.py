@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from data_trees import encode
@@ -40,10 +41,24 @@ def write_folder(root: Path, seed: int, *, labels: bool) -> None:
             (root / "labels" / f"{i}.png").write_bytes(encode(city[label]))
 
 
+def write_clips(root: Path) -> None:
+    """A labelled drive as single frames, and one as a video file."""
+    write_folder(root / "plain", 4, labels=True)
+    for name in ("images", "labels"):
+        (root / "sim_drives" / name).mkdir(parents=True)
+        (root / "plain" / name).rename(root / "sim_drives" / name / "drive_1")
+    (root / "drives").mkdir()
+    video = cv2.VideoWriter(str(root / "drives" / "drive.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (56, 40))
+    for image in tiny_pictures(4, 5)[0]:
+        video.write(image)
+    video.release()
+
+
 def test_the_readme_works_word_for_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed, name in enumerate(("simulator", "our_city", "our_city_val")):
         write_folder(tmp_path / "data-in" / name, seed, labels=name != "our_city")
     write_folder(tmp_path / "data-in" / "tagged", 3, labels=False)
+    write_clips(tmp_path / "data-in")
     tags = {"tags": {str(i): ["cat", "dog"][: 1 + i % 2] for i in range(4)}}
     (tmp_path / "data-in" / "tagged" / "tags.json").write_text(json.dumps(tags))
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")

@@ -1,10 +1,12 @@
 """Any data set as two folders: ``images/`` and, when labelled, ``labels/`` with the same relative names.
 
 With a split, ``<split>/images`` or ``images/<split>`` is read, whichever is there. A file ``tags.json`` of the form
-``{"tags": {key: [class name, ...]}}`` adds image-level labels.
+``{"tags": {key: [class name, ...]}}`` adds image-level labels. With the variant ``clips`` each folder of images is one
+clip and the number that a file's name ends with the frame's: ``images/drive_1/frame_0001.png``.
 """
 
 import json
+import re
 from collections.abc import Iterator
 
 from distuda.data.layouts.entry import Entry, Layout, stem
@@ -20,7 +22,20 @@ def entries(tree: Tree, split: str | None, variant: str | None) -> Iterator[Entr
     for path, image in tree.find(images).items():
         key = stem(path)
         names = tuple(tags[key]) if key in tags else None
-        yield Entry(key=key, image=image, label=label_of.get(key), tags=names)
+        clip, frame = _place(key) if variant == "clips" else (None, None)
+        yield Entry(key=key, image=image, label=label_of.get(key), tags=names, clip=clip, frame=frame)
+
+
+def _place(key: str) -> tuple[str, int]:
+    """Clip and frame of a key."""
+    clip, _, name = key.rpartition("/")
+    number = re.search(r"(\d+)$", name)
+    if not clip or number is None:
+        raise UserError(
+            f"image {key!r} is no frame of a clip: expected images/CLIP/NAME with a number at the name's end, such as "
+            "images/drive_1/frame_0001.png. Rename the files, or leave --variant clips out."
+        )
+    return clip, int(number[1])
 
 
 def _tags(tree: Tree) -> dict[str, list[str]]:
@@ -54,4 +69,10 @@ def _folder(tree: Tree, name: str, split: str | None) -> str:
     raise UserError(f"no split {split!r} in {tree.uri!r}: neither {choices[0]!r} nor {choices[1]!r} is there.")
 
 
-LAYOUT = Layout(entries=entries, classes=None, ids=None, summary="images/ and labels/ with the same names")
+LAYOUT = Layout(
+    entries=entries,
+    classes=None,
+    ids=None,
+    summary="images/ and labels/ with the same names",
+    variants=("stills", "clips"),
+)
