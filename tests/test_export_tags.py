@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distuda.data.class_tables import CLASS_TABLES
+from distuda.models.fusion import Fused
 from distuda.models.segmenter import Features, Normalise, Segmenter
 from distuda.models.tags import Localiser, Prohibiting, TagHead
 from export.onnx import Deployed, build_onnx
@@ -169,3 +170,14 @@ def test_scores_that_differ_are_a_mismatch(on_the_threshold: tuple[float, bytes]
     threshold, content = on_the_threshold
     with pytest.raises(ExportMismatch, match=r"scores of tags differ by 0\.0"):
         verify(content, lower(threshold, 0.05), list(pictures(3, 90, 110))).require()
+
+
+def test_a_network_fused_with_the_frame_before_is_exported_as_it_is_evaluated() -> None:
+    model = Fused(Tiny()).eval()
+    torch.nn.init.normal_(model.fusions[0].weight, generator=torch.Generator().manual_seed(2))
+    image = pictures(2, 37, 50)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255).main.argmax(1).numpy()
+        alone = model.core()(torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255).main.argmax(1).numpy()
+    assert (expected != alone).mean() > 0.1
+    assert (Predictor(build(model)).predict(image).class_map == expected).mean() > 0.999

@@ -144,6 +144,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[s
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.timeout(900)  # the first of them trains every variant on two ranks
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_ranks_equal_one_with_the_double_batch(name: str, two_ranks: list[dict[str, dict[str, Tensor]]]) -> None:
     start = {

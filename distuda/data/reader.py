@@ -79,17 +79,25 @@ def iterate_once(
     up, so counts summed over ranks are those of one process. Images are resized to ``size``; labels (None without)
     keep their native size. Unusable samples are left out where they are tolerated.
 
-    Of clips the frames come in their order, a clip whole on one rank, with ``clips`` filled and, where there is one,
-    the frame ``before`` and the flow to it, at the size of the image.
+    Of clips the frames come in their order, a clip whole on one rank.
     """
     ids = dataset.labelled_ids() if 0 < dataset.manifest.num_labelled < len(dataset) else np.arange(len(dataset))
-    moving = dataset.moving
-    ids = in_clip_order(dataset.index, ids[:limit]) if moving else ids[:limit]
-    mine = _share(dataset, ids, rank, world)
-    columns, num_frames = (("label", "clip", FLOW), 2) if moving else (("label",), 1)
+    ids = in_clip_order(dataset.index, ids[:limit]) if dataset.moving else ids[:limit]
+    yield from read_samples(dataset, _share(dataset, ids, rank, world), size=size, tolerance=tolerance)
+
+
+def read_samples(
+    dataset: Dataset, ids: Ids, *, size: Size | None = None, tolerance: Tolerance = STRICT
+) -> Iterator[Batch]:
+    """The samples of these numbers, one a batch: images resized to ``size``, labels at their own.
+
+    Those of clips come with ``clips`` filled and, where there is one, the frame ``before`` and the flow to it, at the
+    size of the image.
+    """
+    columns, num_frames = (("label", "clip", FLOW), 2) if dataset.moving else (("label",), 1)
     with threads(1) as reading, threads(DECODE_THREADS) as decoding:
         tables = ahead(
-            reading, lambda window: dataset.read_window(window, columns, num_frames), _stored(dataset, mine), 1
+            reading, lambda window: dataset.read_window(window, columns, num_frames), _stored(dataset, ids), 1
         )
         rows = (row for table in tables for row in rows_of(table))
         batches = ahead(decoding, lambda row: tolerance.attempt(lambda: _whole(row, size)), rows, 4)

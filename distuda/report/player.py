@@ -6,7 +6,7 @@ shown by moving the strip. Class maps are strips of their own with transparent c
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from distuda.data.batch import Batch
-from distuda.data.clips import FLOW, Ids, flow_between
-from distuda.data.dataset import Dataset, rows_of
-from distuda.data.decode import Pictures, Size, decode_sample, resize_image
+from distuda.data.clips import Ids
+from distuda.data.dataset import Dataset
+from distuda.data.decode import Size, resize_image
 from distuda.data.labels import IGNORE, ClassTable
-from distuda.data.reader import collate
+from distuda.data.reader import read_samples
 from distuda.engine.evaluate import logits_at
 from distuda.engine.video import Video
 from distuda.models.segmenter import Segmenter
@@ -112,7 +111,8 @@ def make_clip(
     measures = {title: Video(table, partial(_class_map, network)) for title, network in predictors.items()}
     maps: dict[str, list[NDArray[np.uint8]]] = {title: [] for title in predictors}
     images, truths, keys = [], [], []
-    for batch in _frames(dataset, ids, name, size, scored):
+    for batch in read_samples(dataset, ids, size=size):
+        batch.label_BHW = batch.label_BHW if scored else None
         image, label = batch.image_BCHW, batch.label_BHW
         shape = (image if label is None else label).shape[-2:]
         images.append(image[0].permute(1, 2, 0).numpy())
@@ -144,25 +144,6 @@ def script() -> tuple[str, str]:
     """The player's script, and what the page's policy must name for a browser to run it and no other."""
     text = template("player.js.j2").render()
     return text, f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _frames(dataset: Dataset, ids: Ids, clip: str, size: Size | None, scored: bool) -> Iterator[Batch]:
-    """The frames as `reader.iterate_once` gives those it evaluates, but all of them, and labels only if scored."""
-    table = dataset.read_window(dataset.window_of(ids), ("label", FLOW))
-    before: Batch | None = None
-    for row in rows_of(table):
-        native, label = decode_sample(row, size=None, region=None, seed=0)
-        found: Pictures = {"image": native if size is None else resize_image(native, size)}
-        if scored and label is not None:
-            found["label"] = label
-        if before is not None:
-            earlier = before.image_BCHW[0].permute(1, 2, 0).numpy()
-            found["flow"], found["valid"] = flow_between(row, found["image"], np.ascontiguousarray(earlier))
-        batch = collate([found], [0], [str(row["key"])])
-        batch.clips, batch.before = [clip], before
-        yield batch
-        batch.before = None  # or all frames would stay in memory
-        before = batch
 
 
 @torch.no_grad()
