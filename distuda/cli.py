@@ -157,6 +157,60 @@ def train(
 
 
 @app.command()
+def sweep(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE.yaml] [FIELD=VALUE ...]", help="what is searched from, as for `distuda train`"),
+    ] = None,
+    space: Annotated[
+        str, typer.Option(help="YAML file of fields and ranges, or the name of a preset (docs/sweep.md)")
+    ] = ...,  # type: ignore[assignment]
+    out: Annotated[str, typer.Option(help="folder of the sweep, any fsspec URI")] = "runs/sweep",
+    search: Annotated[
+        Literal["random", "grid", "tpe", "pbt"], typer.Option(help="how configurations are chosen")
+    ] = "random",
+    num: Annotated[int, typer.Option(help="configurations; with pbt the population; not for grid")] = 16,
+    points: Annotated[int, typer.Option(help="of a grid: numbers a range")] = 3,
+    scheduler: Annotated[Literal["none", "asha", "median"], typer.Option(help="what ends bad trials early")] = "none",
+    objective: Annotated[
+        str, typer.Option(help="label-free score that is searched by; target_miou looks at labels: the oracle")
+    ] = "information_maximisation",
+    choose: Annotated[
+        str | None,
+        typer.Option(
+            help="what decides in the end: scores with commas between them, by mean place, or aggregate = all "
+            "label-free ones of evaluation.scores; default: the objective"
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="trials a configuration, each with another seed")] = 1,
+    concurrent: Annotated[int, typer.Option(help="trials at once, 0 = as many as fit")] = 0,
+    cpus: Annotated[float | None, typer.Option(help="logical CPUs of a trial; default: a fair share")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs of a trial, parts too; default: one if there is any")] = None,
+    grace: Annotated[
+        int, typer.Option(help="steps before a trial may end early, and between decisions of pbt; 0 = a ninth [steps]")
+    ] = 0,
+    keep: Annotated[int, typer.Option(help="ended trials, the best, whose checkpoints stay")] = 3,
+    seed: Annotated[int, typer.Option(help="of the search")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the sweep in --out")] = False,
+) -> None:
+    """Search fields of a recipe by scores that need no target labels."""
+    from tune.space import load_space
+    from tune.sweep import Plan, sweep
+
+    path, overrides = _split(words or [])
+    chosen = tuple(name.strip() for name in choose.split(",")) if choose else ()
+    plan = Plan(
+        path, tuple(overrides), load_space(space), out, search=search, num=num, points=points, scheduler=scheduler,
+        objective=objective, choose=chosen, seeds=seeds, concurrent=concurrent, cpus=cpus, gpus=gpus, grace=grace,
+        keep=keep, seed=seed, resume=resume,
+    )  # fmt: skip
+    written = sweep(plan)
+    for name, uri in written.items():
+        console.print(f"{name}: {uri}", soft_wrap=True)
+    console.print(f"next: distuda train {written['best.yaml']} out=RUN", soft_wrap=True)
+
+
+@app.command()
 def evaluate(
     run: Run,
     data: Annotated[str | None, typer.Option(help="prepared samples; default: the run's evaluation set")] = None,
@@ -167,6 +221,10 @@ def evaluate(
     calibrate: Annotated[
         int, typer.Option(help="set batch-norm statistics from so many target images first (AdaBN)")
     ] = 0,
+    label_free: Annotated[
+        list[str] | None,
+        typer.Option("--scores", help="label-free scores: NAME, NAME,NAME or all; default: the recipe's"),
+    ] = None,
 ) -> None:
     """Score a run, or the labels of a relabel phase: mIoU over the whole set, class by class; of clips VPQ."""
     from distuda.engine.scoring import score_run
@@ -179,7 +237,10 @@ def evaluate(
             raise UserError(f"{run!r} holds labels. Name the same samples with their true labels: --data URI.")
         console.print(scores(score_labels(run, data)))
         return
-    console.print(scores(score_run(run, data=data, which=checkpoint, ensemble=ensemble or (), calibrate=calibrate)))
+    row = score_run(
+        run, data=data, which=checkpoint, ensemble=ensemble or (), calibrate=calibrate, scores=label_free or None
+    )
+    console.print(scores(row))
 
 
 @app.command()

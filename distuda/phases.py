@@ -7,6 +7,7 @@ from typing import Any
 
 from distuda import storage
 from distuda.data.columns import COLUMNS
+from distuda.engine.loop import OnEvaluation
 from distuda.engine.run import final_loss, read_rows
 from distuda.errors import UserError
 from distuda.plan import PHASES, Phase, fewer_rounds, outer, to_yaml
@@ -14,23 +15,24 @@ from distuda.recipe import Recipe, RelabelRecipe
 from distuda.relabel import RELABELS
 
 
-def train_phases(phases: Sequence[Phase]) -> str:
+def train_phases(phases: Sequence[Phase], on_evaluation: OnEvaluation | None = None) -> str:
     """Run each phase in turn and give the last one's folder; with ``resume`` finished ones are passed over.
 
-    All are checked, their data included, before the first one starts.
+    All are checked, their data included, before the first one starts. ``on_evaluation`` is told of the evaluations of
+    those that train in this process.
     """
     from distuda.cluster.train import train
 
     first = phases[0].recipe
     if isinstance(first, Recipe) and not phases[0].name:
-        return train(first)
+        return train(first, on_evaluation)
     _check(phases)
     _describe(phases)
     done: list[Phase] = []
     left = list(phases)
     while left:
         phase = left.pop(0)
-        _run(phase)
+        _run(phase, on_evaluation)
         done.append(phase)
         if _was_in_vain(done):
             rounds = phase.round - 1
@@ -40,7 +42,7 @@ def train_phases(phases: Sequence[Phase]) -> str:
     return str(done[-1].recipe.out)
 
 
-def _run(phase: Phase) -> None:
+def _run(phase: Phase, on_evaluation: OnEvaluation | None) -> None:
     """Train or relabel, unless that is done."""
     from distuda.cluster.train import newest_step, train
     from distuda.relabel.job import is_finished, relabel
@@ -50,7 +52,7 @@ def _run(phase: Phase) -> None:
         if not (recipe.resume and is_finished(recipe)):
             relabel(recipe)
     elif newest_step(recipe) < recipe.steps:
-        train(recipe)
+        train(recipe, on_evaluation)
 
 
 def _check(phases: Sequence[Phase]) -> None:

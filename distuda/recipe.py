@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 from yaml import YAMLError
 
 from distuda import storage
 from distuda.data.augment import GeometryConfig, PhotometryConfig
 from distuda.errors import UserError, nearest
 from distuda.methods import METHODS, MethodConfig
+from distuda.metrics.label_free import DEFAULT_SCORES, SCORES, ScoreName
 from distuda.relabel import RELABELS, RelabelConfig
 
 DEFAULT_METHOD = "self_training"
@@ -88,6 +89,24 @@ class Evaluation(Section):
         500, ge=1, description="steps between evaluations; the last step is always evaluated [steps]"
     )
     limit: int | None = Field(None, ge=1, description="evaluate only the first images, none = all [images]")
+    scores: list[Literal["all", ScoreName]] = Field(
+        list(DEFAULT_SCORES), description="label-free scores to compute; of clips temporal_consistency always is"
+    )
+    source_uri: str | None = Field(
+        None, description="held-out labelled source samples for source_miou; none = the first it is trained on"
+    )
+    source_limit: int = Field(100, ge=1, description="source_miou looks at the first so many [images]")
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _split(cls, scores: Any) -> Any:
+        """``evaluation.scores=entropy,source_miou`` is short for a list."""
+        return scores.split(",") if isinstance(scores, str) else scores
+
+    @field_validator("scores")
+    @classmethod
+    def _all(cls, scores: list[Any]) -> list[Any]:
+        return [name for name in SCORES if name in scores or "all" in scores]
 
 
 class ModelConfig(Section):
@@ -156,9 +175,10 @@ class CheckpointConfig(Section):
 
     every_steps: int = Field(500, ge=1, description="steps between checkpoints; the last step always has one [steps]")
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
-    best_by: Literal["information_maximisation", "entropy", "target_miou"] = Field(
+    best_by: Literal["target_miou", "temporal_consistency", ScoreName] = Field(
         "information_maximisation",
-        description="chooses `best` among checkpoints of evaluated steps; target_miou looks at target labels",
+        description="chooses `best` among checkpoints of evaluated steps: one of evaluation.scores, of clips "
+        "temporal_consistency; target_miou looks at target labels",
     )
 
 

@@ -130,6 +130,16 @@ def test_a_submitted_job_trains_on_the_cluster_it_was_sent_to(head: Head, domain
     assert "step 2/2" in done.stdout + done.stderr
 
 
+def test_a_submitted_sweep_uses_the_cluster_it_was_sent_to(head: Head, domains: list[str], tmp_path: Path) -> None:
+    out, space = tmp_path / "sweep", tmp_path / "space.yaml"
+    space.write_text("optimizer.lr: {loguniform: [1.0e-4, 1.0e-2]}\n")
+    words = [*TINY, *domains, "steps=2", "augment.crop=[32,32]", "--space", str(space), "--num", "2", "--out", str(out)]
+    done = submit(head, "sweep", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trial 0001  finished after step 2" in done.stdout + done.stderr
+    assert (out / "best.yaml").exists() and (out / "sweep.html").exists()
+
+
 def test_a_job_may_not_leave_its_run_where_ray_removes_it(head: Head, domains: list[str]) -> None:
     done = submit(head, "train", *TINY, *domains, "workers=1", "out=runs/one")
     assert done.returncode == 1  # Ray's own code for any failed job; ours is in its message

@@ -190,7 +190,7 @@ def test_our_mistake_on_a_worker_is_one_sentence_with_the_trace_in_a_file(
 def test_our_mistake_in_this_process_is_told_the_same_way(
     domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any) -> str:
+    def broken(*_: Any, **__: Any) -> str:
         raise ValueError("no such thing\nsecond line")
 
     monkeypatch.setattr(room, "fit", broken)

@@ -1,4 +1,4 @@
-"""mIoU by the Cityscapes convention, and the label-free scores."""
+"""mIoU by the Cityscapes convention."""
 
 import math
 
@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 
 from distuda.metrics.confusion import Confusion
-from distuda.metrics.label_free import LabelFree
 
 IGNORE = 255
 
@@ -112,36 +111,3 @@ def test_ids_beyond_the_table_and_shapes_are_refused() -> None:
         confusion_of(torch.tensor([[0]]), torch.tensor([[7]]), 3)
     with pytest.raises(ValueError, match="shape"):
         confusion_of(torch.zeros(1, 2, dtype=torch.long), torch.zeros(2, 1, dtype=torch.long), 3)
-
-
-def scores_of(logits: torch.Tensor) -> dict[str, float]:
-    score = LabelFree(logits.shape[1])
-    score.update(logits)
-    return score.scores()
-
-
-def test_label_free_bounds_and_collapse() -> None:
-    undecided = scores_of(torch.zeros(2, 4, 6, 6))
-    assert undecided["entropy"] == pytest.approx(-1)
-    assert undecided["information_maximisation"] == pytest.approx(0, abs=1e-6)
-    collapsed = torch.zeros(2, 4, 6, 6)
-    collapsed[:, 1] = 100
-    assert scores_of(collapsed)["entropy"] == pytest.approx(0, abs=1e-6)  # entropy alone is fooled
-    assert scores_of(collapsed)["information_maximisation"] == pytest.approx(0, abs=1e-6)
-    sure_and_balanced = 100 * torch.eye(4)[torch.arange(36) % 4].T.reshape(1, 4, 6, 6)
-    assert scores_of(sure_and_balanced)["information_maximisation"] == pytest.approx(1)
-    for seed in range(5):
-        logits = 5 * torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(seed))
-        scores = scores_of(logits)
-        assert -1 <= scores["entropy"] <= 0 and -1 <= scores["information_maximisation"] <= 1
-
-
-def test_label_free_weighs_images_alike_and_adds_up() -> None:
-    images = [torch.randn(1, 4, 6, 6), 3 * torch.randn(1, 4, 2, 9)]
-    both, parts = LabelFree(4), [LabelFree(4), LabelFree(4)]
-    for image, part in zip(images, parts, strict=True):
-        both.update(image)
-        part.update(image)
-    torch.testing.assert_close(parts[0].sums + parts[1].sums, both.sums)
-    mean = np.mean([scores_of(image)["entropy"] for image in images])
-    assert both.scores()["entropy"] == pytest.approx(mean, rel=1e-5)

@@ -27,7 +27,7 @@ from distuda.data.dataset import Dataset
 from distuda.data.order import Order
 from distuda.engine.checkpoint import Checkpoints
 from distuda.engine.distributed import settle_together, worker_from_environment
-from distuda.engine.loop import Worker, choose_device, fit, open_data, settle
+from distuda.engine.loop import OnEvaluation, Worker, choose_device, fit, open_data, settle
 from distuda.errors import RunFailed, UserError
 from distuda.recipe import Recipe
 
@@ -41,20 +41,20 @@ PREFLIGHT = ".preflight"
 """Folder in the run folder where driver and workers leave a mark for each other."""
 
 
-def train(recipe: Recipe) -> str:
+def train(recipe: Recipe, on_evaluation: OnEvaluation | None = None) -> str:
     """Train as the recipe says and give the run folder.
 
     ``workers=0`` trains in this process, or as one rank where torchrun's variables are set. Otherwise that many Ray
     Train workers do, on this machine or on the cluster that ``RAY_ADDRESS`` names; lost workers are replaced and go
     on from the newest checkpoint for as long as there is progress between losses. Workers share a machine's cores
-    evenly unless ``OMP_NUM_THREADS`` is set here.
+    evenly unless ``OMP_NUM_THREADS`` is set here. In this process, ``on_evaluation`` is told of every evaluation.
 
     Raises:
         UserError: a mistake in the recipe, the data or the storage, wherever it was noticed; never tried again.
         RunFailed: anything else; the trace lies in ``error.txt`` in the run folder.
     """
     require_start(recipe)
-    return _train_on_ray(recipe) if recipe.workers else _train_here(recipe)
+    return _train_on_ray(recipe) if recipe.workers else _train_here(recipe, on_evaluation)
 
 
 def require_start(recipe: Recipe) -> None:
@@ -66,12 +66,12 @@ def require_start(recipe: Recipe) -> None:
         )
 
 
-def _train_here(recipe: Recipe) -> str:
+def _train_here(recipe: Recipe, on_evaluation: OnEvaluation | None) -> str:
     with worker_from_environment(recipe) as worker:
         recipe = settle_together(recipe, worker)
         assert recipe.out is not None
         try:
-            return fit(recipe, worker)
+            return fit(recipe, worker, on_evaluation=on_evaluation)
         except UserError:
             raise
         except Exception as error:

@@ -71,6 +71,7 @@ def iterate_once(
     world: int = 1,
     size: Size | None = None,
     limit: int | None = None,
+    moving: bool = True,
     tolerance: Tolerance = STRICT,
 ) -> Iterator[Batch]:
     """Every sample once, or the first ``limit``, one a batch, in stored order, for evaluation.
@@ -79,22 +80,23 @@ def iterate_once(
     up, so counts summed over ranks are those of one process. Images are resized to ``size``; labels (None without)
     keep their native size. Unusable samples are left out where they are tolerated.
 
-    Of clips the frames come in their order, a clip whole on one rank.
+    Of clips the frames come in their order, a clip whole on one rank; without ``moving`` as single images.
     """
     ids = dataset.labelled_ids() if 0 < dataset.manifest.num_labelled < len(dataset) else np.arange(len(dataset))
     ids = in_clip_order(dataset.index, ids[:limit]) if dataset.moving else ids[:limit]
-    yield from read_samples(dataset, _share(dataset, ids, rank, world), size=size, tolerance=tolerance)
+    mine = _share(dataset, ids, rank, world)
+    yield from read_samples(dataset, mine, size=size, moving=moving, tolerance=tolerance)
 
 
 def read_samples(
-    dataset: Dataset, ids: Ids, *, size: Size | None = None, tolerance: Tolerance = STRICT
+    dataset: Dataset, ids: Ids, *, size: Size | None = None, moving: bool = True, tolerance: Tolerance = STRICT
 ) -> Iterator[Batch]:
     """The samples of these numbers, one a batch: images resized to ``size``, labels at their own.
 
-    Those of clips come with ``clips`` filled and, where there is one, the frame ``before`` and the flow to it, at the
-    size of the image.
+    Those of clips, unless ``moving`` is off, come with ``clips`` filled and, where there is one, the frame ``before``
+    and the flow to it, at the size of the image.
     """
-    columns, num_frames = (("label", "clip", FLOW), 2) if dataset.moving else (("label",), 1)
+    columns, num_frames = (("label", "clip", FLOW), 2) if moving and dataset.moving else (("label",), 1)
     with threads(1) as reading, threads(DECODE_THREADS) as decoding:
         tables = ahead(
             reading, lambda window: dataset.read_window(window, columns, num_frames), _stored(dataset, ids), 1

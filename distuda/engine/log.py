@@ -99,7 +99,8 @@ class Console:
     def evaluation(self, row: dict[str, Any]) -> None:
         """One line for an evaluation, in both modes."""
         text = f"mIoU {100 * row['miou']:.2f}  " if "miou" in row else ""
-        self._line(row["step"], f"{text}IM {row['information_maximisation']:.3f}  on {row['num_images']} images")
+        text += f"IM {row['information_maximisation']:.3f}  " if "information_maximisation" in row else ""
+        self._line(row["step"], f"{text}on {row['num_images']} images")
 
     def _line(self, step: int, text: str) -> None:
         started_s, first = self._start

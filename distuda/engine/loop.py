@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -25,12 +25,20 @@ from distuda.engine.checkpoint import Checkpoints, restore
 from distuda.engine.evaluate import evaluate
 from distuda.engine.log import Console, MetricsLog, TensorBoard, memory_gib
 from distuda.engine.run import build_method, environment
+from distuda.engine.source_scores import SourceScores, open_source_scores
 from distuda.engine.step import Step, sync_buffers
 from distuda.errors import UserError
 from distuda.methods.method import Method
 from distuda.recipe import Domain, Recipe, RelabelRecipe, Source, changes, to_yaml
 
 OpenStream = Callable[..., Iterator[Batch]]
+
+OnEvaluation = Callable[[str, dict[str, Any]], None]
+"""Told a run folder and each of its evaluation rows, after a checkpoint that is due; may raise `Stopped`."""
+
+
+class Stopped(BaseException):
+    """Raised by who is told of evaluations and has seen enough; no failure, so no ``except Exception`` takes it."""
 
 
 @dataclass
@@ -54,6 +62,7 @@ class Data:
     source: Dataset
     target: Dataset | None
     evaluation: Dataset
+    source_scores: SourceScores | None = None
 
 
 def choose_device(recipe: Recipe | RelabelRecipe, local_rank: int = 0) -> torch.device:
@@ -99,15 +108,34 @@ def open_data(recipe: Recipe, coming: Mapping[str, Collection[str]] = MappingPro
                 f"source has class table {source.table.name!r} {list(source.table.classes)}, {name} has "
                 f"{data.table.name!r} {list(data.table.classes)}. Prepare both with the same --classes."
             )
-    if recipe.checkpoint.best_by == "target_miou" and not (recipe.evaluation.uri and evaluation.labelled):
-        raise UserError(
-            "checkpoint.best_by='target_miou' needs labelled evaluation.uri. Set it, or choose another score."
-        )
+    _require_score(recipe, evaluation)
+    labels_come = "label" in coming.get("source", ())
+    source_scores = open_source_scores(recipe, recipe.evaluation.scores, source, labels_come=labels_come)
     if recipe.batch_size % recipe.accumulate:
         raise UserError(
             f"accumulate={recipe.accumulate} does not divide batch_size={recipe.batch_size}. Choose a divisor."
         )
-    return Data(source, target, evaluation)
+    return Data(source, target, evaluation, source_scores)
+
+
+def _require_score(recipe: Recipe, evaluation: Dataset) -> None:
+    """Refuse to choose checkpoints by a score that no evaluation will have."""
+    name, computed = recipe.checkpoint.best_by, recipe.evaluation.scores
+    if name == "target_miou":
+        if not (recipe.evaluation.uri and evaluation.labelled):
+            raise UserError(
+                "checkpoint.best_by='target_miou' needs labelled evaluation.uri. Set it, or choose another score."
+            )
+    elif name == "temporal_consistency":
+        if not evaluation.moving:
+            raise UserError(
+                f"checkpoint.best_by={name!r} needs clips, and {evaluation.uri!r} holds none. Choose another score."
+            )
+    elif name not in computed:
+        raise UserError(
+            f"checkpoint.best_by={name!r} is not in evaluation.scores ({', '.join(computed) or 'empty'}). Add it "
+            "there, or choose another score."
+        )
 
 
 def _require(why: str, data: Dataset, column: str, *, clips: bool) -> None:
@@ -143,13 +171,19 @@ def settle(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def fit(recipe: Recipe, worker: Worker | None = None, open_stream: OpenStream = read_batches) -> str:
+def fit(
+    recipe: Recipe,
+    worker: Worker | None = None,
+    open_stream: OpenStream = read_batches,
+    on_evaluation: OnEvaluation | None = None,
+) -> str:
     """Train as the recipe says, from the last checkpoint if there is one; gives the run folder.
 
     Args:
         recipe: settled (`settle`), the same on every rank.
         worker: this process; alone on the recipe's device by default.
         open_stream: `reader.read_batches` in process, `stream.stream_batches` under Ray.
+        on_evaluation: told of each evaluation; of a run with several ranks none is.
     """
     worker = worker or Worker(device=choose_device(recipe))
     data = open_data(recipe)
@@ -166,6 +200,9 @@ def fit(recipe: Recipe, worker: Worker | None = None, open_stream: OpenStream = 
                 session.evaluate()
             if session.due(recipe.checkpoint.every_steps):
                 session.save()
+            if on_evaluation and session.scored_step == session.step_number:
+                session.checkpoints.wait()
+                on_evaluation(session.out, session.row)
     assert recipe.out is not None
     return recipe.out
 
@@ -184,6 +221,7 @@ class Session:
         self.histories: dict[str, Any] = {"source": (), "target": ()}
         self.tolerances = {name: self._tolerance(name) for name in ("source", "target")}
         self.scores: dict[str, Any] = {}
+        self.row: dict[str, Any] = {}
         self.calibration: list[Tensor] | None = None
         self.scalars: dict[str, Tensor] = {}
         self._closing = ExitStack()
@@ -325,13 +363,21 @@ class Session:
             tolerance=STRICT if recipe.evaluation.uri else self.tolerances["target" if self.data.target else "source"],
         )
         if not recipe.evaluation.uri:  # the images' own labels, if they have any, are not looked at
-            samples = (Batch(batch.image_BCHW, None, batch.seed_B, batch.keys) for batch in samples)
-        scores = evaluate(self.method.predictor(), samples, self.data.source.table, bf16=recipe.precision == "bf16")
+            samples = (replace(batch, label_BHW=None) for batch in samples)
+        opened = self.data.source_scores
+        scores = evaluate(
+            self.method.predictor(),
+            samples,
+            self.data.source.table,
+            scores=recipe.evaluation.scores,
+            source=opened.side(self.tolerances["source"], rank=worker.rank, world=worker.world) if opened else None,
+            bf16=recipe.precision == "bf16",
+        )
         self.scores, self.scored_step = scores, self.step_number
+        self.row = {"kind": "evaluation", "step": self.step_number, **scores}
         if worker.leads:
-            row = {"kind": "evaluation", "step": self.step_number, **scores}
-            self._add(row)
-            self.console.evaluation(row)
+            self._add(self.row)
+            self.console.evaluation(self.row)
             self.log_file.flush()
         self._clock_s, self._clock_step = time.monotonic(), self.step_number
 

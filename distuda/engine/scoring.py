@@ -9,18 +9,28 @@ from rich.progress import track
 from distuda import storage
 from distuda.data.dataset import open_dataset
 from distuda.data.reader import iterate_once
+from distuda.data.tolerance import Tolerance
 from distuda.engine.calibrate import calibrate as calibrate_statistics
 from distuda.engine.calibrate import calibration_images
-from distuda.engine.evaluate import evaluate
+from distuda.engine.evaluate import SourceSide, evaluate
 from distuda.engine.loop import choose_device
 from distuda.engine.run import Run, open_run
+from distuda.engine.source_scores import open_source_scores
 from distuda.errors import UserError
 from distuda.methods.advent import Ensemble
+from distuda.metrics.label_free import NEED_SOURCE, score_names
 from distuda.models.segmenter import Segmenter
+from distuda.recipe import Recipe
 
 
 def score_run(
-    uri: str, *, data: str | None = None, which: str = "last", ensemble: Sequence[str] = (), calibrate: int = 0
+    uri: str,
+    *,
+    data: str | None = None,
+    which: str = "last",
+    ensemble: Sequence[str] = (),
+    calibrate: int = 0,
+    scores: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run's predictor over a whole data set; the row is also written into the run folder.
 
@@ -30,6 +40,7 @@ def score_run(
         which: checkpoint, ``last`` or ``best``.
         ensemble: other run folders whose up-sampled logits are averaged in (ADVENT's AdvEnt + MinEnt).
         calibrate: target images by which batch-norm statistics are set first (AdaBN), 0 = as the checkpoint has them.
+        scores: label-free scores, or ``all``; None = those of the run's recipe.
 
     Returns:
         What `engine.evaluate.evaluate` returns, with ``which``, ``uri``, ``step`` and ``members``.
@@ -44,6 +55,8 @@ def score_run(
             f"{data!r} has class table {dataset.table.name!r}, the run was trained with {run.table.name!r}. "
             "Prepare the data with the run's classes."
         )
+    names = run.recipe.evaluation.scores if scores is None else score_names(scores)
+    source = _source_side(run.recipe, names)
     model = _joined(run, ensemble, which).to(choose_device(run.recipe))
     bf16 = run.recipe.precision == "bf16"
     if calibrate:
@@ -57,11 +70,20 @@ def score_run(
         total=len(dataset),
         transient=True,
     )
-    scores = evaluate(model, samples, run.table, bf16=bf16)
-    row = {"which": which, "uri": data, "step": run.step, "members": [uri, *ensemble], "calibrate": calibrate, **scores}
+    found = evaluate(model, samples, run.table, scores=names, source=source, bf16=bf16)
+    row = {"which": which, "uri": data, "step": run.step, "members": [uri, *ensemble], "calibrate": calibrate, **found}
     name = f"evaluation-{'ensemble' if ensemble else 'calibrated' if calibrate else which}.json"
     storage.write_bytes(storage.join(uri, name), json.dumps(row, indent=1).encode())
     return row
+
+
+def _source_side(recipe: Recipe, names: Sequence[str]) -> SourceSide | None:
+    """What scores need of the run's source; it is opened only where they need something."""
+    if not set(names) & set(NEED_SOURCE):
+        return None
+    source = open_dataset(recipe.source.uri, recipe.source.columns)
+    opened = open_source_scores(recipe, names, source)
+    return opened.side(Tolerance(len(source), recipe.source.max_bad_share)) if opened else None
 
 
 def _joined(run: Run, others: Sequence[str], which: str) -> Segmenter:

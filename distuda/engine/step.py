@@ -94,11 +94,22 @@ class Step:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken."""
+        """Go on exactly where `state_dict` was taken; rates and other options are the recipe's, not the saved ones.
+
+        They are the same unless a sweep has given the run another recipe (population-based training).
+        """
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            options = [
+                {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+            ]
             optimizer.load_state_dict(saved)
+            for group, own in zip(optimizer.param_groups, options, strict=True):
+                group.update(own)
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
             schedule.last_epoch = saved["last_epoch"]
+            groups = schedule.optimizer.param_groups
+            for group, rate, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+                group["lr"] = rate * factor(schedule.last_epoch)
 
 
 def _wrap(method: Method, recipe: Recipe, device: torch.device) -> nn.Module:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from distuda import storage
 from distuda.data.labels import ClassTable
 from distuda.engine.run import open_run
+from distuda.metrics.label_free import SCORES
 from distuda.recipe import to_yaml
 from distuda.report import clip_scores, figures, player
 from distuda.report.figures import Series
@@ -165,7 +166,9 @@ def _measured(side: Side, which: str) -> dict[str, str]:
         "pixel accuracy": _share_text(scores.get("accuracy")),
         "temporal consistency": _share_text(scores.get("temporal_consistency")),
         "label-free": ", ".join(
-            f"{text} {figures.number(scores[key])}" for key, text in _SCORES.items() if key in scores
+            f"{_SCORES.get(key, key.replace('_', ' '))} {figures.number(scores[key])}"
+            for key in SCORES
+            if key in scores
         ),
         "speed": f"{statistics.median(speed):.1f} images/s, both domains together (median)" if speed else "",
         "peak memory": f"{max(memory):.1f} GiB" if memory else "",

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from distuda.metrics.label_free import SCORES
 from distuda.recipe import fields
 from distuda.report.clip_scores import CONSISTENCY, GROUPS, WINDOW, quality, windows
 
@@ -74,12 +75,13 @@ def _by_class(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Tab
         table.add_row("temporal consistency (label-free)", *cells(*found))
     if "coverage" in row:
         table.add_row("share of labelled pixels that are not ignored", _percent(row["coverage"]))
-    for name in ("information_maximisation", "entropy"):
-        if name not in row:
-            continue
-        before = [f"{baseline[name]:.3f}"] if baseline else []
-        after = [f"{row[name] - baseline[name]:+.3f}"] if baseline else []
+    for name in (name for name in SCORES if name in row):
+        old = (baseline or {}).get(name)
+        before = ["-" if old is None else f"{old:.3f}"] if baseline else []
+        after = ["" if old is None else f"{row[name] - old:+.3f}"] if baseline else []
         table.add_row(f"{name} (label-free)", *before, f"{row[name]:.3f}", *after, style="dim")
+    if "source_miou_on" in row:
+        table.caption, table.caption_justify = f"source_miou: on {escape(row['source_miou_on'])}", "left"
     return table
 
 

@@ -1,0 +1,150 @@
+"""Search spaces: what is drawn from them, and what is refused before anything starts."""
+
+import random
+from pathlib import Path
+
+import optuna
+import pytest
+
+from distuda.errors import UserError
+from distuda.plan import load_phases
+from tune.space import Range, load_space, presets, words_of
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+CONDITIONAL = """
+optimizer.lr: {loguniform: [1.0e-4, 1.0e-2]}
+method.name:
+  choice:
+    source_only: {}
+    minent: {method.lambda_ent: {loguniform: [1.0e-3, 1.0e-1]}}
+    apoda: {method.attack.num_steps: {int: [1, 3]}, method.attack.layers: {choice: [[-1], [0, 1]]}}
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "space.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_valid_for_the_recipe_of_its_name(name: str) -> None:
+    space, recipe = load_space(name), str(RECIPES / f"{name}.yaml")
+    space.check(recipe)
+    rng = random.Random(0)
+    for _ in range(3):
+        drawn = space.sample(rng)
+        assert load_phases(recipe, words_of(drawn))
+        assert load_phases(recipe, words_of(space.perturb(drawn, rng)))
+
+
+def test_each_published_method_has_a_preset() -> None:
+    assert {"advent", "minent", "apoda", "self_training", "feature_regression", "erasing", "vat_vst", "davsn", "tps",
+            "source_only"} <= set(presets())  # fmt: skip
+    assert load_space("tune/spaces/advent.yaml") == load_space("tune/spaces/advent.yaml")
+
+
+def test_fields_under_an_option_are_drawn_only_with_it(tmp_path: Path) -> None:
+    space = load_space(write(tmp_path, CONDITIONAL))
+    rng = random.Random(1)
+    drawn = [space.sample(rng) for _ in range(60)]
+    assert {one["method.name"] for one in drawn} == {"source_only", "minent", "apoda"}
+    for one in drawn:
+        assert ("method.lambda_ent" in one) == (one["method.name"] == "minent")
+        assert ("method.attack.layers" in one) == (one["method.name"] == "apoda")
+        assert 1e-4 <= one["optimizer.lr"] <= 1e-2
+        recipe = load_phases(None, words_of(one))[0].recipe
+        assert recipe.method.name == one["method.name"]  # type: ignore[union-attr]
+    rates = sorted(one["optimizer.lr"] for one in drawn)
+    assert rates[30] < 3e-3  # spread over orders of magnitude: the median lies near 1e-3
+    assert [space.sample(random.Random(7)) for _ in range(2)] == [space.sample(random.Random(7))] * 2
+
+
+def test_a_chosen_method_replaces_the_files_with_its_fields(tmp_path: Path) -> None:
+    space = load_space(write(tmp_path, CONDITIONAL))
+    space.check(str(RECIPES / "self_training.yaml"))  # whose method has fields that the others lack
+    with pytest.raises(UserError, match=r"method.name=source_only: .*unknown field 'method.confidence'"):
+        space.check(str(RECIPES / "self_training.yaml"), ["method.confidence=0.5"])
+
+
+def test_a_grid_holds_every_combination_once(tmp_path: Path) -> None:
+    space = load_space(write(tmp_path, CONDITIONAL))
+    grid = space.grid(3)
+    assert len(grid) == 3 * (1 + 3 + 3 * 2)
+    assert len({str(sorted(one.items())) for one in grid}) == len(grid)
+    assert sorted({one["optimizer.lr"] for one in grid}) == [1e-4, 1e-3, 1e-2]
+    many = write(
+        tmp_path, "\n".join(f"augment.photometry.{n}: {{uniform: [0, 0.5]}}" for n in ("hue", "blur", "contrast"))
+    )
+    with pytest.raises(UserError, match=r"with 30 points a range has 27,000 configurations"):
+        load_space(many).grid(30)
+
+
+def test_a_neighbour_keeps_options_and_moves_numbers_inside_their_range(tmp_path: Path) -> None:
+    space = load_space(write(tmp_path, CONDITIONAL))
+    rng = random.Random(0)
+    start = {"optimizer.lr": 1e-2, "method.name": "apoda", "method.attack.num_steps": 2, "method.attack.layers": [0, 1]}
+    for _ in range(20):
+        near = space.perturb(start, rng)
+        assert near["optimizer.lr"] in (8e-3, 1e-2)
+        assert near["method.attack.num_steps"] in (1, 3)
+        assert near["method.attack.layers"] == [0, 1] and list(near) == list(start)
+
+
+def test_optuna_meets_the_same_fields_and_can_be_told_a_configuration(tmp_path: Path) -> None:
+    space = load_space(write(tmp_path, CONDITIONAL))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    wanted = space.sample(random.Random(3))
+    study.enqueue_trial(space.parameters(wanted))
+    assert space.suggest(study.ask()) == wanted
+    assert {space.suggest(study.ask())["method.name"] for _ in range(20)} == {"source_only", "minent", "apoda"}
+
+
+def test_whole_numbers_and_spans(tmp_path: Path) -> None:
+    assert Range(1, 4, whole=True).grid(9) == [1, 2, 3, 4]
+    space = load_space(write(tmp_path, "rounds: {int: [1, 3]}\nphases.erase.relabel.share: {uniform: [0.1, 0.4]}"))
+    space.check(str(RECIPES / "erasing.yaml"))
+    assert {space.sample(random.Random(i))["rounds"] for i in range(20)} == {1, 2, 3}
+    assert set(space.ranges()) == {"rounds", "phases.erase.relabel.share"}
+
+
+MISTAKES = {
+    "optimizer.lrr: {uniform: [0, 1]}": r"space .*: optimizer.lrr=0: unknown field 'optimizer.lrr', did you mean",
+    "optimizer.lr: {uniform: [0, 1]}": r"optimizer.lr=0: optimizer.lr=0 is not valid: should be greater than 0",
+    "method.confidence: {uniform: [0.5, 2]}": r"method.confidence=2: .*less than or equal to 1",
+    "steps: {uniform: [1.5, 3.5]}": r"steps=1.5: .*integer",
+    "model.name: {choice: [lite, heavy]}": r"model.name=heavy: .*not valid",
+    "optimizer.lr: {loguniform: [1, 0.1]}": r"loguniform: \[1, 0.1\] is empty",
+    "optimizer.lr: {uniform: [0.1, 0.1]}": r"is empty",
+    "optimizer.lr: {loguniform: [0, 0.1]}": r"has no logarithm",
+    "optimizer.lr: {uniform: [a, 1]}": r"not a pair of numbers",
+    "optimizer.lr: {uniform: [0.1]}": r"not a pair of numbers",
+    "steps: {int: [1, 2.5]}": r"must be whole numbers",
+    "optimizer.lr: {normal: [0, 1]}": r"unknown kind 'normal'",
+    "optimizer.lr: 0.1": r"0.1 is no range or choice",
+    "model.name: {choice: []}": r"has no options",
+    "model.name: {choice: [lite, lite]}": r'the option "lite" is there twice',
+    "method.name: {choice: {minent: {optimizer.lr: {uniform: [0.1, 1]}}}}\noptimizer.lr: {uniform: [0.1, 1]}":
+        r"'optimizer.lr' is given twice",
+    "method.name: {choice: {minent: {method.mask_ratio: {uniform: [0.1, 1]}}}}": r"unknown field 'method.mask_ratio'",
+    "optimizer.lr: {uniform: [0.1, 1]}\noptimizer.lr: {uniform: [0.2, 1]}": r"(?s)cannot read space .*duplicate",
+    "seed: {int: [0, 9]}": r"'seed' cannot be searched",
+    "phases.erase.relabel.share: {uniform: [0.1, 0.4]}": r"this recipe has no phases",
+    "{}": r"is empty",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_mistakes_are_told_with_the_path_before_anything_starts(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=MISTAKES[text]):
+        load_space(write(tmp_path, text)).check(None)
+
+
+def test_unknown_spaces_and_fixed_fields(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no space 'advant', did you mean 'advent'\?"):
+        load_space("advant")
+    with pytest.raises(UserError, match="no file at"):
+        load_space(str(tmp_path / "missing.yaml"))
+    space = load_space(write(tmp_path, "optimizer.lr: {uniform: [0.1, 1]}"))
+    with pytest.raises(UserError, match=r"'optimizer.lr' is searched and also fixed"):
+        space.check(None, ["optimizer.lr=0.2"])

@@ -1,0 +1,136 @@
+"""A sweep as it runs: a live table on a terminal, one line an event elsewhere; and the keeper of its records."""
+
+import sys
+import time
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from tune.records import Record, Records
+from tune.results import label_of
+from tune.space import words_of
+
+
+class Observer(tune.Callback):
+    """Tune tells it of everything; it keeps the trials' records, their checkpoints in bounds, and the user informed.
+
+    Args:
+        records: of the sweep.
+        objective: what is searched by.
+        keep: ended trials whose checkpoints stay, the best ones.
+        num: trials in all, as far as known.
+    """
+
+    ROWS = 16
+
+    def __init__(self, records: Records, objective: str, keep: int, num: int) -> None:
+        self.records, self.objective, self.keep, self.num = records, objective, keep, num
+        self.live = Live(console=Console(stderr=True), refresh_per_second=2) if sys.stderr.isatty() else None
+        self.began_s = time.monotonic()
+        self._told: set[tuple[str, int, str]] = set()
+
+    def __enter__(self) -> "Observer":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live:
+            self.live.update(self.table())
+            self.live.stop()
+
+    def _of(self, trial: Any) -> Record:
+        return self.records.by_id[str(trial)]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial begins, goes on, or (population-based training) goes on as another configuration."""
+        record = self._of(trial)
+        given = trial.config["trial"]["configuration"]
+        if given != record.configuration:
+            record.history.append((record.step, record.configuration))
+            record.configuration = given
+            self._say(record, f"goes on from another trial with {' '.join(words_of(given))}")
+        elif record.status == "waiting":
+            self._say(record, f"starts with {' '.join(words_of(given))}")
+        if record.status not in ("finished", "stopped"):
+            record.status, record.reason = "running", ""
+            self.records.save(record)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """An evaluation, or the end of a trial that failed."""
+        record = self._of(trial)
+        if record.status in ("finished", "stopped"):  # it only reports again what it had reported
+            return
+        record.step, record.seconds = int(result["step"]), record.seconds + float(result["seconds"])
+        record.scores = {
+            name.removeprefix("score_"): float(value) for name, value in result.items() if name.startswith("score_")
+        }
+        if reason := result.get("failed"):
+            record.status, record.reason = "failed", reason
+            self._say(record, f"failed: {reason}")
+        elif record.step:
+            self._say(record, f"step {record.step}  {label_of(self.objective)} {result['objective']:.4f}")
+        self.records.save(record)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has ended: trained, stopped by the scheduler, or failed."""
+        record = self._of(trial)
+        if record.status != "running":
+            return
+        result = trial.last_result or {}
+        record.status = "finished" if result.get("step", 0) >= result.get("total", 0) else "stopped"
+        self.records.save(record)
+        self._say(record, f"{record.status} after step {record.step}, {record.seconds:.0f} s")
+        self._free()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process was lost once too often."""
+        record = self._of(trial)
+        record.status, record.reason = "failed", "its process was lost again and again, often for lack of memory"
+        self.records.save(record)
+        self._say(record, f"failed: {record.reason}")
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Every turn of Tune's loop."""
+        if self.live:
+            self.live.update(self.table())
+
+    def _value(self, record: Record) -> float:
+        return record.scores.get("miou" if self.objective == "target_miou" else self.objective, float("-inf"))
+
+    def _free(self) -> None:
+        best = sorted(self.records.ended(), key=self._value, reverse=True)
+        finished = [record for record in best if record.status == "finished"]  # what can be chosen comes first
+        kept = [*finished, *(record for record in best if record.status != "finished")][: self.keep]
+        self.records.free_checkpoints(record.id for record in kept)
+
+    def _say(self, record: Record, text: str) -> None:
+        key = (record.id, record.step, text)
+        if self.live or key in self._told:
+            return
+        self._told.add(key)
+        print(f"trial {record.id}  {text}", file=sys.stderr, flush=True)
+
+    def table(self) -> Table:
+        """The best trials so far and those under way."""
+        counts = {status: sum(r.status == status for r in self.records) for status in ("finished", "stopped", "failed")}
+        said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        minutes = (time.monotonic() - self.began_s) / 60
+        table = Table(title=f"{len(self.records)} of {self.num} trials, {said or 'none ended'}, {minutes:.1f} min",
+                      title_justify="left")  # fmt: skip
+        for name in ("trial", "status", "step", label_of(self.objective), "s", "configuration"):
+            table.add_column(name, overflow="fold")
+        rows = sorted(self.records, key=lambda r: (r.status != "running", -self._value(r)))
+        for record in rows[: self.ROWS]:
+            value = self._value(record)
+            table.add_row(
+                record.id, record.status, str(record.step), f"{value:.4f}" if value > float("-inf") else "",
+                f"{record.seconds:.0f}", escape(record.reason or " ".join(words_of(record.configuration))),
+            )  # fmt: skip
+        return table

@@ -1,0 +1,246 @@
+"""One trial's training, advanced from evaluation to evaluation: in a thread here, or as a process of its own.
+
+Both kinds train in the trial's run folder and go on from its newest checkpoint, whoever was there before. Both are
+a `TrialRun`: `next` trains until the next evaluation, `stop` ends what is left.
+"""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from distuda import storage
+from distuda.cluster.failures import sentence_of
+from distuda.engine.loop import Stopped
+from distuda.engine.run import read_rows
+from distuda.errors import RunFailed, UserError
+from distuda.phases import train_phases
+from distuda.plan import Phase, load_phases
+from distuda.recipe import Recipe
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all trials of a sweep share; travels to where they run.
+
+    Attributes:
+        recipe: path of the YAML file, or None.
+        words: overrides for every trial, under those of its configuration.
+        cwd: where relative paths are meant from.
+        threads: of a trial that runs in one process.
+    """
+
+    recipe: str | None
+    words: tuple[str, ...]
+    cwd: str
+    threads: int = 1
+
+    def phases(self, words: Sequence[str], folder: str) -> list[Phase]:
+        """A trial's checked phases."""
+        return load_phases(self.recipe, [*self.words, *words, f"out={folder}", "resume=true"])
+
+
+class TrialRun(Protocol):
+    """A training under way."""
+
+    def next(self) -> Row | None:
+        """The next evaluation's row, its ``step`` counted over all phases; None once all is done.
+
+        Raises:
+            UserError, RunFailed: what the training ended with.
+        """
+
+    def stop(self) -> None:
+        """End it; its checkpoints stay. Nothing happens where it is over."""
+
+
+def total_steps(phases: Sequence[Phase]) -> int:
+    """Optimiser steps of all phases that train."""
+    return sum(phase.recipe.steps for phase in phases if isinstance(phase.recipe, Recipe))
+
+
+def offsets(phases: Sequence[Phase]) -> dict[str, int]:
+    """Run folder of each phase that trains -> steps of those before it."""
+    found, before = {}, 0
+    for phase in phases:
+        if isinstance(phase.recipe, Recipe):
+            found[str(phase.recipe.out)] = before
+            before += phase.recipe.steps
+    return found
+
+
+def recorded(phases: Sequence[Phase]) -> list[Row]:
+    """The evaluations that lie in a trial's run folder, as its `TrialRun` gave them."""
+    return [
+        {**row, "step": row["step"] + before}
+        for folder, before in offsets(phases).items()
+        for row in read_rows(folder)
+        if row["kind"] == "evaluation"
+    ]
+
+
+class ThreadRun:
+    """A training in a thread of this process, which waits at every evaluation until the next one is asked for.
+
+    Args:
+        phases: with ``workers=0``.
+        threads: that torch computes with.
+    """
+
+    def __init__(self, phases: Sequence[Phase], threads: int) -> None:
+        self._offsets, self._threads = offsets(phases), threads
+        self._rows: queue.Queue[Row | BaseException | None] = queue.Queue()
+        self._go = threading.Semaphore(0)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._train, args=(phases,), name="distuda-trial", daemon=True)
+        self._started = False
+
+    def next(self) -> Row | None:
+        """As `TrialRun.next`."""
+        if not self._started:
+            self._started = True
+            self._thread.start()
+        else:
+            self._go.release()
+        item = self._rows.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def stop(self) -> None:
+        """As `TrialRun.stop`; the thread ends at its next evaluation at the latest."""
+        self._stopping = True
+        self._go.release()
+        if self._started:
+            self._thread.join()
+
+    def _train(self, phases: Sequence[Phase]) -> None:
+        import torch
+
+        torch.set_num_threads(self._threads)
+        try:
+            train_phases(phases, self._on_evaluation)
+            self._rows.put(None)
+        except Stopped:
+            self._rows.put(None)
+        except BaseException as error:
+            self._rows.put(error)
+
+    def _on_evaluation(self, folder: str, row: Row) -> None:
+        if self._stopping:
+            raise Stopped
+        self._rows.put({**row, "step": row["step"] + self._offsets[folder]})
+        self._go.acquire()
+        if self._stopping:
+            raise Stopped
+
+
+class ProcessRun:
+    """A training by Ray Train workers, driven by a process of its own and followed through its metrics.jsonl.
+
+    The process ends with this one, however this one ends.
+
+    Args:
+        task: whose recipe and words it takes.
+        words: of the configuration.
+        folder: the trial's run folder.
+        address: of the Ray cluster.
+    """
+
+    PAUSE_S = 0.5
+
+    def __init__(self, task: Task, words: Sequence[str], folder: str, address: str) -> None:
+        given = [*([task.recipe] if task.recipe else []), *task.words, *words, f"out={folder}", "resume=true"]
+        self._command = [sys.executable, "-m", "tune.child", "train", *given]
+        self._phases, self._folder, self._cwd = task.phases(words, folder), folder, task.cwd
+        self._environment = {**os.environ, "RAY_ADDRESS": address}
+        self._seen = {row["step"] for row in recorded(self._phases)}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._waiting: list[Row] = []
+
+    def next(self) -> Row | None:
+        """As `TrialRun.next`."""
+        process = self._process = self._process or self._start()
+        while True:
+            over = process.poll() is not None  # looked at before the rows: none can come between
+            self._look()
+            if self._waiting:
+                return self._waiting.pop(0)
+            if over:
+                self._raise_failure(process.returncode)
+                return None
+            time.sleep(self.PAUSE_S)
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        Path(self._log).parent.mkdir(parents=True, exist_ok=True)
+        with open(self._log, "wb") as log:
+            return subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=self._cwd, env=self._environment,
+                start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def _log(self) -> str:
+        if storage.is_local(self._folder):
+            return storage.join(self._folder, "console.txt")
+        return f"/tmp/distuda-trial-{os.getpid()}.txt"
+
+    def _look(self) -> None:
+        for row in recorded(self._phases):
+            if row["step"] not in self._seen:
+                self._seen.add(row["step"])
+                self._waiting.append(row)
+
+    def _raise_failure(self, code: int) -> None:
+        if code == 0:
+            return
+        lines = Path(self._log).read_text(errors="replace").strip().splitlines()
+        sentence = lines[-1] if lines else f"the training ended with code {code} without a word"
+        for kind in ("error: ", "failed: "):
+            sentence = sentence.removeprefix(kind)
+        raise UserError(sentence) if code == 2 else RunFailed(sentence)
+
+    def stop(self) -> None:
+        """As `TrialRun.stop`."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, sign)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+                return
+
+
+def reason(error: BaseException) -> str:
+    """A failure's root cause in one sentence."""
+    if isinstance(error, UserError | RunFailed):
+        return str(error).strip().splitlines()[0]
+    return sentence_of(error)
+
+
+def trace_of(error: BaseException) -> str:
+    """The traceback as text."""
+    return "".join(traceback.format_exception(error))
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of an evaluation row: whatever is a number, without counts."""
+    skipped = ("step", "num_images", "num_pixels")
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name not in skipped
+    }

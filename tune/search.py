@@ -1,0 +1,136 @@
+"""Where configurations come from and which trials are ended early: Ray Tune's parts, set up for runs in folders."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search import Searcher
+
+from tune.records import Record
+from tune.space import Configuration, Space, words_of
+
+REDUCTION = 3
+"""Of ASHA: one trial in so many goes on at each rung (Li et al., MLSys 2020, use 4; ours has few trials)."""
+
+Offer = Callable[[int, Configuration], Sequence[Record]]
+"""Number and values of a new configuration -> its trials, one a seed."""
+
+
+class Tpe(Searcher):
+    """Tree-structured Parzen estimators (Bergstra et al., NeurIPS 2011) by Optuna, which meets the space as it runs.
+
+    In place of Tune's OptunaSearch, which cannot be told earlier results of a space that is defined by running it and
+    keeps its state as a pickle. Here a resumed search first offers what it had offered, in the same order.
+
+    Args:
+        space: what is searched.
+        num: configurations in all.
+        seed: of the sampler.
+        begun: configurations of a sweep that goes on.
+        offer: gives a configuration's trials.
+        config_of: gives a trial's Tune config.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        num: int,
+        seed: int,
+        begun: Sequence[Configuration],
+        offer: Offer,
+        config_of: Callable[[Record], dict[str, Any]],
+    ) -> None:
+        super().__init__(metric="objective", mode="max")
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, num // 4), multivariate=False)
+        self.study = optuna.create_study(direction="maximize", sampler=sampler)
+        for configuration in begun:
+            self.study.enqueue_trial(space.parameters(configuration))
+        self.space, self.num, self.offer, self.config_of = space, num, offer, config_of
+        self.waiting: list[Record] = []
+        self.asked: dict[int, optuna.Trial] = {}
+        self.record_of: dict[str, Record] = {}
+        self.values: dict[int, list[float]] = {}
+        self.open: dict[int, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The config of the next trial; all seeds of a configuration follow each other."""
+        if not self.waiting:
+            number = len(self.asked)
+            if number == self.num:
+                return str(Searcher.FINISHED)
+            trial = self.asked[number] = self.study.ask()
+            self.waiting = list(self.offer(number, self.space.suggest(trial)))
+            self.open[number], self.values[number] = len(self.waiting), []
+        record = self.record_of[trial_id] = self.waiting.pop(0)
+        return self.config_of(record)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna a configuration's mean once all its seeds are done."""
+        number = self.record_of[trial_id].number
+        value = float("nan") if error or not result else float(result.get("objective", "nan"))
+        self.open[number] -= 1
+        if value == value:
+            self.values[number].append(value)
+        if self.open[number]:
+            return
+        values = self.values[number]
+        if values:
+            self.study.tell(self.asked[number], sum(values) / len(values))
+        else:
+            self.study.tell(self.asked[number], state=optuna.trial.TrialState.FAIL)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the trials' own files say all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as `save`."""
+
+
+def scheduler_for(name: str, *, steps: int, grace: int) -> TrialScheduler:
+    """Tune's scheduler of a name, with steps counted by ourselves: Tune's own count starts anew after a restart.
+
+    Args:
+        name: ``none``, ``asha`` (Li et al., MLSys 2020) or ``median`` (Golovin et al., KDD 2017).
+        steps: of a whole trial.
+        grace: steps that every trial gets.
+    """
+    if name == "asha":
+        return ASHAScheduler(
+            time_attr="step", metric="objective", mode="max", max_t=steps, grace_period=min(grace, steps),
+            reduction_factor=REDUCTION,
+        )  # fmt: skip
+    if name == "median":
+        return MedianStoppingRule(
+            time_attr="step", metric="objective", mode="max", grace_period=grace, min_samples_required=3
+        )
+    return FIFOScheduler()
+
+
+def population(space: Space, *, every: int, seed: int) -> PopulationBasedTraining:
+    """Population-based training (Jaderberg et al. 2017): the last quarter goes on from copies of the first quarter.
+
+    Args:
+        space: what is perturbed.
+        every: steps between decisions.
+        seed: of the perturbations.
+    """
+    rng = random.Random(seed)
+
+    def explore(config: dict[str, Any]) -> dict[str, Any]:
+        trial = config["trial"]
+        configuration = space.perturb(trial["configuration"], rng)
+        return {"trial": {**trial, "configuration": configuration, "words": words_of(configuration)}}
+
+    return PopulationBasedTraining(
+        time_attr="step", metric="objective", mode="max", perturbation_interval=every, custom_explore_fn=explore,
+        log_config=False,
+    )  # fmt: skip

@@ -1,0 +1,372 @@
+"""Search spaces: which fields of a recipe are varied and how, in YAML over the recipe's own dotted paths.
+
+    optimizer.lr: {loguniform: [5.0e-5, 1.0e-3]}
+    augment.flip: {uniform: [0, 0.5]}
+    rounds: {int: [1, 3]}
+    phases.erase.relabel.share: {uniform: [0.1, 0.4]}
+    method.name:
+      choice:                                             # or a list, where nothing depends on the option
+        minent: {method.lambda_ent: {loguniform: [1.0e-4, 1.0e-2]}}
+        advent: {method.lambda_adv: {loguniform: [1.0e-4, 1.0e-2]}}
+
+A configuration is a mapping path -> value, the paths in the order in which they were chosen, and as such a list of
+words for `plan.load_phases`. What a space may hold is decided by the recipe: `Space.check` reads both ends of every
+range and every option through it before anything starts.
+"""
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, Protocol
+
+from distuda import storage
+from distuda.errors import UserError, nearest
+from distuda.plan import Phase, load_phases
+from distuda.recipe import read_config
+
+Configuration = dict[str, Any]
+"""Path -> value; plain values that JSON keeps."""
+
+SPACES = files("tune") / "spaces"
+"""The folder of the spaces that come with Distuda, one a method."""
+
+MOST_GRID = 10_000
+"""Points beyond which a grid is taken for a mistake [configurations]."""
+
+_FIXED = ("out", "resume", "evaluation", "checkpoint", "seed", "workers", "device")
+"""Fields that decide how trials are run and compared; none may differ between them."""
+
+_PERTURBATION = (0.8, 1.25)
+"""Factors of population-based training (Jaderberg et al. 2017 use 0.8 and 1.2); ours undo each other."""
+
+
+class Suggests(Protocol):
+    """The part of an Optuna trial that a space asks."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number of a range."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """A whole number of a range."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of several."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``, both included; ``log`` = evenly over orders of magnitude."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    def sample(self, rng: random.Random) -> float:
+        """A number of the range."""
+        if self.whole:
+            return rng.randint(int(self.low), int(self.high))
+        return self._at(rng.random())
+
+    def grid(self, points: int) -> list[float]:
+        """At most ``points`` numbers, evenly spaced, both ends among them."""
+        shares = [i / (points - 1) for i in range(points)] if points > 1 else [0.5]
+        numbers = [self._at(share) for share in shares]
+        return sorted({round(number) for number in numbers}) if self.whole else numbers
+
+    def _at(self, share: float) -> float:
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = low + share * (high - low)
+        return self.clip(math.exp(value) if self.log else value)
+
+    def clip(self, value: float) -> float:
+        """The nearest number inside, six digits of it: a word in a recipe is for people too."""
+        inside = min(self.high, max(self.low, float(f"{value:.6g}")))
+        return round(inside) if self.whole else inside
+
+    def perturb(self, value: float, rng: random.Random) -> float:
+        """A number nearby; a whole one moves by at least one."""
+        moved = value * rng.choice(_PERTURBATION)
+        if self.whole and round(moved) == value:
+            moved = value + rng.choice((-1, 1))
+        return self.clip(moved)
+
+    def suggest(self, trial: Suggests, name: str) -> float:
+        """The number that Optuna wants tried."""
+        if self.whole:
+            return trial.suggest_int(name, int(self.low), int(self.high))
+        return self.clip(trial.suggest_float(name, self.low, self.high, log=self.log))
+
+    def ends(self) -> list[float]:
+        """What must be valid for all between to be."""
+        return [self.low, self.high]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values, each with the fields that are searched only under it."""
+
+    options: tuple[Any, ...]
+    inner: Mapping[str, "Space"] = field(default_factory=dict)
+
+    def under(self, option: Any) -> "Space | None":
+        """The fields that depend on an option."""
+        return self.inner.get(str(option))
+
+
+@dataclass(frozen=True)
+class Space:
+    """Fields by their dotted path, in the file's order.
+
+    Attributes:
+        name: where it was read, for messages.
+        fields: what each path may become.
+    """
+
+    name: str
+    fields: Mapping[str, Range | Choice]
+
+    def sample(self, rng: random.Random) -> Configuration:
+        """A configuration by chance, every field on its own."""
+
+        def pick(_: str, kind: Range | Choice) -> Any:
+            return kind.sample(rng) if isinstance(kind, Range) else rng.choice(kind.options)
+
+        return self._walk(pick)
+
+    def grid(self, points: int) -> list[Configuration]:
+        """All combinations of every option and of ``points`` numbers of every range.
+
+        Raises:
+            UserError: so many that it must be a mistake.
+        """
+        size = self._grid_size(points)
+        if size > MOST_GRID:
+            raise UserError(
+                f"the grid over {self.name} with {points} points a range has {size:,} configurations. Search at "
+                "random, or fix fields on the command line and leave them out of the space."
+            )
+        return list(self._grid(points))
+
+    def _grid_size(self, points: int) -> int:
+        sizes = []
+        for kind in self.fields.values():
+            if isinstance(kind, Range):
+                sizes.append(len(kind.grid(points)))
+            else:
+                under = [kind.under(option) for option in kind.options]
+                sizes.append(sum(space._grid_size(points) if space else 1 for space in under))
+        return math.prod(sizes)
+
+    def _grid(self, points: int) -> Iterator[Configuration]:
+        columns: list[list[Configuration]] = []
+        for path, kind in self.fields.items():
+            if isinstance(kind, Range):
+                columns.append([{path: number} for number in kind.grid(points)])
+                continue
+            column: list[Configuration] = []
+            for option in kind.options:
+                space = kind.under(option)
+                column += [{path: option, **rest} for rest in (space._grid(points) if space else [{}])]
+            columns.append(column)
+        for parts in itertools.product(*columns):
+            yield {path: value for part in parts for path, value in part.items()}
+
+    def suggest(self, trial: Suggests) -> Configuration:
+        """The configuration that Optuna wants tried: it meets the fields as they are asked for (define by run)."""
+
+        def pick(name: str, kind: Range | Choice) -> Any:
+            if isinstance(kind, Range):
+                return kind.suggest(trial, name)
+            words = [json.dumps(option) for option in kind.options]  # Optuna keeps plain values only
+            return kind.options[words.index(trial.suggest_categorical(name, words))]
+
+        return self._walk(pick)
+
+    def parameters(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
+        """The answers that would make `suggest` give this configuration."""
+        answers: dict[str, Any] = {}
+
+        def pick(name: str, kind: Range | Choice) -> Any:
+            value = configuration[name.rpartition("/")[2]]
+            answers[name] = value if isinstance(kind, Range) else json.dumps(value)
+            return value
+
+        self._walk(pick)
+        return answers
+
+    def perturb(self, configuration: Mapping[str, Any], rng: random.Random) -> Configuration:
+        """A configuration nearby: every number moves; options stay, or a copied checkpoint might not fit."""
+
+        def pick(name: str, kind: Range | Choice) -> Any:
+            value = configuration[name.rpartition("/")[2]]
+            return kind.perturb(value, rng) if isinstance(kind, Range) else value
+
+        return self._walk(pick)
+
+    def _walk(self, pick: Any, prefix: str = "") -> Configuration:
+        """Ask for every field that applies, by its path and the options that lead there."""
+        chosen: Configuration = {}
+        for path, kind in self.fields.items():
+            chosen[path] = pick(prefix + path, kind)
+            if isinstance(kind, Choice) and (space := kind.under(chosen[path])):
+                chosen |= space._walk(pick, f"{prefix}{path}={chosen[path]}/")
+        return chosen
+
+    def paths(self) -> list[str]:
+        """Every path, those under options too, each once."""
+        found = dict.fromkeys(self.fields)
+        for kind in self.fields.values():
+            if isinstance(kind, Choice):
+                found |= dict.fromkeys(path for space in kind.inner.values() for path in space.paths())
+        return list(found)
+
+    def ranges(self) -> dict[str, Range]:
+        """Every path that is a range somewhere, with the range that spans all of them."""
+        spans: dict[str, Range] = {}
+        spaces = [self, *(s for kind in self.fields.values() if isinstance(kind, Choice) for s in kind.inner.values())]
+        for path, kind in ((path, kind) for space in spaces for path, kind in space.fields.items()):
+            if isinstance(kind, Range):
+                old = spans.get(path, kind)
+                spans[path] = Range(min(old.low, kind.low), max(old.high, kind.high), old.log and kind.log, kind.whole)
+        return spans
+
+    def check(self, recipe: str | None, words: Sequence[str] = ()) -> list[Phase]:
+        """Read both ends of every range and every option through the recipe; gives the recipe's own phases.
+
+        Args:
+            recipe: path of the YAML file that is searched from, or None.
+            words: those of the command line, which hold for every trial.
+
+        Raises:
+            UserError: what the recipe refuses, with the space's name, the path and the value.
+        """
+        phases = load_phases(recipe, words)
+        self._check(recipe, words, {})
+        return phases
+
+    def _check(self, recipe: str | None, words: Sequence[str], above: Configuration) -> None:
+        given = {word.partition("=")[0] for word in words}
+        for path, kind in self.fields.items():
+            if path in given:
+                raise UserError(f"{self.name}: {path!r} is searched and also fixed on the command line. Leave one out.")
+            for value in kind.ends() if isinstance(kind, Range) else kind.options:
+                here = {**above, path: value}
+                try:
+                    load_phases(recipe, [*words, *words_of(here)])
+                except UserError as error:
+                    raise UserError(f"{self.name}: {path}={_text(value)}: {error}") from None
+                if isinstance(kind, Choice) and (space := kind.under(value)):
+                    space._check(recipe, words, here)
+
+
+def words_of(configuration: Mapping[str, Any]) -> list[str]:
+    """A configuration as overrides; a chosen method takes the place of the file's with all its fields."""
+    named = ((path.removesuffix(".name") if _is_kind(path) else path, value) for path, value in configuration.items())
+    return [f"{path}={_text(value)}" for path, value in named]
+
+
+def _is_kind(path: str) -> bool:
+    return path in ("method.name", "relabel.name") or path.endswith((".method.name", ".relabel.name"))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def presets() -> list[str]:
+    """Names of the spaces that come with Distuda."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in SPACES.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_space(given: str) -> Space:
+    """A space by the name of a preset, or from a YAML file or URI.
+
+    Raises:
+        UserError: no such preset or file, an unknown kind, an empty or reversed range, a path given twice.
+    """
+    is_name = "/" not in given and not given.endswith((".yaml", ".yml"))
+    if is_name and given not in presets():
+        names = presets()
+        raise UserError(f"no space {given!r}{nearest(given, names)}. Give a YAML file, or one of: {', '.join(names)}.")
+    text = str(SPACES / f"{given}.yaml") if is_name else given
+    if not is_name and not storage.exists(given) and (SPACES / given.rpartition("/")[2]).is_file():
+        text = str(SPACES / given.rpartition("/")[2])  # tune/spaces/advent.yaml, from wherever the user is
+    try:
+        config = read_config(text)
+    except UserError as error:
+        raise UserError(str(error).replace("recipe", "space", 1)) from error
+    return _space(f"space {given}", {str(path): config[path] for path in config})
+
+
+def _space(name: str, values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Space:
+    from omegaconf import OmegaConf
+
+    fields: dict[str, Range | Choice] = {}
+    if not values and not above:
+        raise UserError(f"{name} is empty. Write at least one line such as optimizer.lr: {{loguniform: [1e-5, 1e-3]}}.")
+    for path, raw in values.items():
+        value = OmegaConf.to_container(raw) if OmegaConf.is_config(raw) else raw
+        if path in above:
+            raise UserError(f"{name}: {path!r} is given twice, once for an option and once above it. Keep one.")
+        head = path.split(".")[2] if path.startswith("phases.") and path.count(".") >= 2 else path.split(".")[0]
+        if head in _FIXED:
+            raise UserError(
+                f"{name}: {path!r} cannot be searched: trials must not differ in how they run and are scored."
+            )
+        fields[path] = _field(name, path, value, (*above, *values))
+    return Space(name, fields)
+
+
+def _field(name: str, path: str, value: Any, above: tuple[str, ...]) -> Range | Choice:
+    kinds = ("uniform", "loguniform", "int", "choice")
+    where = f"{name}: {path}"
+    if not isinstance(value, dict) or len(value) != 1:
+        raise UserError(
+            f"{where}: {value!r} is no range or choice. Write one of {', '.join(kinds)}, as {{uniform: [0, 1]}}."
+        )
+    [(kind, body)] = value.items()
+    if kind not in kinds:
+        raise UserError(f"{where}: unknown kind {kind!r}{nearest(str(kind), kinds)}. Allowed: {', '.join(kinds)}.")
+    return _choice(name, path, body, above) if kind == "choice" else _range(where, kind, body)
+
+
+def _range(where: str, kind: str, body: Any) -> Range:
+    if not (isinstance(body, list) and len(body) == 2 and all(_is_number(end) for end in body)):
+        raise UserError(f"{where}: {kind}: {body!r} is not a pair of numbers. Write {{{kind}: [LOW, HIGH]}}.")
+    low, high = body
+    if not low < high:
+        raise UserError(f"{where}: {kind}: [{low}, {high}] is empty. The first number must be below the second.")
+    if kind == "loguniform" and low <= 0:
+        raise UserError(f"{where}: loguniform: [{low}, {high}] has no logarithm. Start above 0, or use uniform.")
+    if kind == "int" and not all(isinstance(end, int) for end in body):
+        raise UserError(f"{where}: int: [{low}, {high}] must be whole numbers. Write them so, or use uniform.")
+    return Range(low, high, log=kind == "loguniform", whole=kind == "int")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _choice(name: str, path: str, body: Any, above: tuple[str, ...]) -> Choice:
+    if not isinstance(body, list | dict) or not body:
+        raise UserError(f"{name}: {path}: choice: {body!r} has no options. Give a list, or a mapping option -> fields.")
+    options = tuple(body)
+    words = [json.dumps(option) for option in options]
+    if twice := next((word for word in words if words.count(word) > 1), None):
+        raise UserError(f"{name}: {path}: choice: the option {twice} is there twice. Leave one out.")
+    if isinstance(body, list):
+        return Choice(options)
+    inner = {}
+    for option, fields in body.items():
+        if not isinstance(fields, dict | None):
+            raise UserError(
+                f"{name}: {path}: choice: {option}: {fields!r} is no mapping of fields. Write {{}} for none."
+            )
+        if fields:
+            inner[str(option)] = _space(name, fields, above)
+    return Choice(options, inner)

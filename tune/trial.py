@@ -1,0 +1,185 @@
+"""A trial as Ray Tune sees it: a long-lived actor that trains one after another and reports each evaluation.
+
+Weights never pass through Tune. A trial is its run folder: a lost actor, a killed driver or a lost cluster leave it as
+it is, and whoever comes next goes on from its newest checkpoint. An actor that is given a trial with evaluations
+behind it first reports these again, so that schedulers and searches know as much as if nothing had happened.
+"""
+
+import json
+import math
+import os
+import time
+from typing import Any
+
+import ray
+from ray import tune
+
+from distuda import storage
+from distuda.engine.checkpoint import META, TRAINING, WEIGHTS, Checkpoints
+from distuda.errors import RunFailed, UserError
+from distuda.plan import Phase
+from distuda.recipe import Recipe, to_yaml
+from tune.run import (
+    ProcessRun,
+    Row,
+    Task,
+    ThreadRun,
+    TrialRun,
+    numbers,
+    offsets,
+    reason,
+    recorded,
+    total_steps,
+    trace_of,
+)
+
+TARGET_MIOU = "target_miou"
+"""The oracle: looks at labels that nobody has."""
+
+
+class TrialActor(tune.Trainable):
+    """Trains the trials it is given, one at a time.
+
+    A trial's ``config["trial"]`` is what `sweep` says of it: ``id``, ``words``, ``configuration``, ``ended`` (its
+    recorded evaluations are all there will be) and ``replay``. Of each evaluation it reports ``step``, ``objective``
+    and every score as ``score_NAME``; a trial that failed reports once more, with ``failed`` as its cause and NaN for
+    its objective.
+    """
+
+    run: TrialRun | None
+    donor: dict[str, Any] | None
+
+    def setup(self, config: dict[str, Any], task: Task, out: str, objective: str) -> None:
+        """Tune calls it once an actor."""
+        self.task, self.out, self.objective = task, out, objective
+        self._forget()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Tune calls it to give the actor another trial, or the same one another configuration."""
+        self.cleanup()
+        self._forget()
+        return True
+
+    def cleanup(self) -> None:
+        """Tune calls it when it has seen enough."""
+        if self.run:
+            self.run.stop()
+            self.run = None
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Where the weights lie: in the run folder."""
+        return {"folder": self.folder, "step": self.reported}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Go on from this trial's own checkpoints, or from those of one that did better."""
+        if checkpoint and checkpoint["folder"] != self.folder:
+            self.donor = checkpoint
+
+    @property
+    def trial_config(self) -> dict[str, Any]:
+        """What the sweep says of the trial at hand."""
+        config: dict[str, Any] = self.config["trial"]
+        return config
+
+    @property
+    def folder(self) -> str:
+        """The run folder of the trial at hand, by Tune's name for it: a copied configuration has another's id."""
+        return storage.join(self.out, "trials", self.trial_name)
+
+    def _forget(self) -> None:
+        self.run = self.donor = None
+        self.phases: list[Phase] = []
+        self.replay: list[Row] = []
+        self.reported = 0
+        self.last: dict[str, Any] = {}
+
+    def step(self) -> dict[str, Any]:
+        """Train until the next evaluation and report it."""
+        began_s = time.monotonic()
+        try:
+            result = self._step()
+        except Exception as error:
+            self.cleanup()
+            if not isinstance(error, UserError | RunFailed):
+                storage.write_bytes(storage.join(self.folder, "error.txt"), trace_of(error).encode())
+            result = {**self.last, "step": self.reported, "objective": math.nan, "done": True, "failed": reason(error)}
+        self.last = result
+        return {**result, "seconds": time.monotonic() - began_s}
+
+    def _step(self) -> dict[str, Any]:
+        if not self.phases:
+            self._open()
+        if self.replay:
+            row = self.replay.pop(0)
+            over = not self.replay and (self.trial_config["ended"] or self._is_trained(row))
+            return self._result(row, over=over)
+        self.run = self.run or self._start()
+        while (row_or_none := self.run.next()) is not None:
+            if row_or_none["step"] > self.reported:
+                return self._result(row_or_none, over=self._is_trained(row_or_none) and self.run.next() is None)
+        if not self.last:
+            raise RunFailed("the training ended without an evaluation")
+        return {**self.last, "done": True}
+
+    def _open(self) -> None:
+        os.chdir(self.task.cwd)  # Tune has moved us; relative paths are meant from where the user is
+        self.phases = self.task.phases(self.trial_config["words"], self.folder)
+        if self.donor:
+            adopt(self.donor, self.phases)
+            self.reported = self.donor["step"]
+        elif self.trial_config["replay"]:
+            self.replay = recorded(self.phases)
+        else:
+            describe(self.phases)
+            self.reported = max((row["step"] for row in recorded(self.phases)), default=0)
+
+    def _start(self) -> TrialRun:
+        recipe = self.phases[-1].recipe
+        if recipe.workers == 0:
+            return ThreadRun(self.phases, self.task.threads)
+        return ProcessRun(self.task, self.trial_config["words"], self.folder, ray.get_runtime_context().gcs_address)
+
+    def _is_trained(self, row: Row) -> bool:
+        return bool(row["step"] >= total_steps(self.phases))
+
+    def _result(self, row: Row, *, over: bool) -> dict[str, Any]:
+        scores = numbers(row)
+        name = "miou" if self.objective == TARGET_MIOU else self.objective
+        self.reported = row["step"]
+        if name not in scores:
+            if row["step"] <= max(offsets(self.phases).values()):  # of an early phase, which may have nothing to score
+                return {"step": row["step"], "objective": math.nan, "done": over}
+            raise UserError(f"no evaluation has the score {self.objective!r}. It has: {', '.join(scores)}.")
+        named = {f"score_{key}": value for key, value in scores.items()}
+        total = total_steps(self.phases)
+        return {"step": row["step"], "total": total, "objective": scores[name], **named, "done": over}
+
+
+def adopt(donor: dict[str, Any], phases: list[Phase]) -> None:
+    """Put another run's checkpoint in place of a run's own, and the run's new recipe beside it.
+
+    The checkpoint is the donor's newest where it has moved on and removed the one it was chosen for.
+    """
+    recipe = phases[0].recipe
+    assert isinstance(recipe, Recipe) and recipe.out is not None
+    describe(phases)
+    wanted = storage.join(donor["folder"], "checkpoints", f"step-{donor['step']:08d}")
+    if not storage.exists(storage.join(wanted, META)):
+        newest = Checkpoints(donor["folder"], recipe.checkpoint).latest()
+        assert newest is not None, "a trial is chosen for its evaluations, and each has its checkpoint"
+        wanted = newest
+    parts = {name: storage.read_bytes(storage.join(wanted, name)) for name in (WEIGHTS, TRAINING, META)}
+    storage.remove(storage.join(recipe.out, "checkpoints"))
+    storage.remove(storage.join(recipe.out, "best.json"))
+    name = f"step-{json.loads(parts[META])['step']:08d}"
+    for part, content in parts.items():  # the meta file last: it makes the checkpoint complete
+        storage.write_bytes(storage.join(recipe.out, "checkpoints", name, part), content)
+
+
+def describe(phases: list[Phase]) -> None:
+    """Leave the recipe in a run folder that has another one's: the configuration has changed under way."""
+    recipe = phases[0].recipe
+    assert isinstance(recipe, Recipe) and recipe.out is not None
+    path = storage.join(recipe.out, "recipe.yaml")
+    if storage.exists(path):
+        storage.write_bytes(path, to_yaml(recipe.model_copy(update={"resume": False})).encode())
