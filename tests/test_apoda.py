@@ -10,7 +10,7 @@ from torch import Tensor
 from distuda.data.augment import geometry
 from distuda.draws import sample_seed
 from distuda.errors import UserError
-from distuda.methods.advent import SOURCE, TARGET
+from distuda.methods.adversary import SOURCE, TARGET
 from distuda.methods.apoda import Apoda, _distance
 from distuda.methods.method import View
 from distuda.methods.perturbation import AttackConfig, perturb

@@ -259,7 +259,7 @@ def test_rounds_end_when_the_loss_has_grown_too_much(
     monkeypatch.setattr(running, "read_rows", rows)
     monkeypatch.setattr(running, "_check", lambda phases: None)
     done: list[Phase] = []
-    monkeypatch.setattr(running, "_run", done.append)
+    monkeypatch.setattr(running, "_run", lambda phase, _: done.append(phase))
     path = written(tmp_path, ERASING)
     for ratio, count in ((1.5, 1), (2.5, 3), (None, 3)):
         done.clear()
