@@ -9,6 +9,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -194,7 +195,7 @@ class ProcessRun:
     def _log(self) -> str:
         if storage.is_local(self._folder):
             return storage.join(self._folder, "console.txt")
-        return f"/tmp/distuda-trial-{os.getpid()}.txt"
+        return os.path.join(tempfile.gettempdir(), f"distuda-trial-{os.getpid()}.txt")
 
     def _look(self) -> None:
         for row in recorded(self._phases):

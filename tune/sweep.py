@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from distuda import storage
 from distuda.cluster.local import num_cores, start_ray
-from distuda.cluster.train import _require_lasting
+from distuda.cluster.train import require_lasting
 from distuda.errors import RunFailed, UserError, nearest
 from distuda.metrics.label_free import SCORES
 from distuda.plan import Phase, load_phases
@@ -108,7 +108,7 @@ def settle(plan: Plan) -> tuple[Plan, list[Phase]]:
     _require_options(plan)
     if storage.is_local(plan.out):
         plan = replace(plan, out=str(Path(storage.filesystem(plan.out)[1]).absolute()))
-    _require_lasting(plan.out)
+    require_lasting(plan.out)
     for word in plan.words:
         if word.split("=")[0] in ("out", "resume"):
             raise UserError(f"{word!r}: a sweep names its trials' folders itself. Use --out and --resume.")

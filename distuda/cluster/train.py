@@ -81,7 +81,7 @@ def _train_here(recipe: Recipe, on_evaluation: OnEvaluation | None) -> str:
 def _train_on_ray(recipe: Recipe) -> str:
     recipe = settle(recipe)
     assert recipe.out is not None
-    _require_lasting(recipe.out)
+    require_lasting(recipe.out)
     open_data(recipe)  # most mistakes show here, before anything is started
     start_ray(num_cpus=max(num_cores(), recipe.workers) + 1)
     reached, failures = newest_step(recipe), 0
@@ -201,7 +201,7 @@ def _tell_shortage(scaling: "ScalingConfig", say: Any) -> None:
     say(f"the cluster has {int(have)} of the {int(wanted)} GPUs asked for; waiting until it has grown")
 
 
-def _require_lasting(out: str) -> None:
+def require_lasting(out: str) -> None:
     """Refuse a run folder inside the working directory that Ray makes for a job and removes after it."""
     if storage.is_local(out) and "/runtime_resources/" in str(Path(storage.filesystem(out)[1]).absolute()):
         raise UserError(

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from distuda import losses
 from distuda.data.batch import Batch
-from distuda.data.clips import FLOW
 from distuda.losses import IGNORE
 from distuda.methods.advent import AdvEnt, AdversaryConfig
 from distuda.methods.adversary import SOURCE, TARGET
 from distuda.methods.method import Context, Losses, View
 from distuda.methods.perturbation import AttackConfig, perturb, still_statistics
-from distuda.methods.self_training import Teaching, TeachingConfig
+from distuda.methods.self_training import Teaching, TeachingConfig, num_frames_of, reads_of
 from distuda.models.dropout import drawn_from
 from distuda.models.segmenter import Features, Output, Segmenter, require_one_scale
 
@@ -67,16 +66,12 @@ class Apoda(AdvEnt):
         @property
         def reads(self) -> dict[str, tuple[str, ...]]:
             """With a teacher that looks back also how the target's pixels moved."""
-            return {"source": ("label",), "target": (FLOW,) if self._looks_back else ()}
+            return reads_of(self.self_training)
 
         @property
         def num_frames(self) -> Mapping[str, int]:
             """With a teacher that looks back target frames come with the one before."""
-            return {"target": 2} if self._looks_back else {}
-
-        @property
-        def _looks_back(self) -> bool:
-            return self.self_training is not None and self.self_training.looks_back
+            return num_frames_of(self.self_training)
 
         @field_validator("forward")
         @classmethod

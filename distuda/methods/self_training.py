@@ -67,6 +67,16 @@ class TeachingConfig(BaseModel):
         return self.flow_agreement or self.lambda_video > 0
 
 
+def reads_of(config: TeachingConfig | None) -> dict[str, tuple[str, ...]]:
+    """`MethodConfig.reads` of a method with this teacher, or without one."""
+    return {"source": ("label",), "target": (FLOW,) if config and config.looks_back else ()}
+
+
+def num_frames_of(config: TeachingConfig | None) -> Mapping[str, int]:
+    """`MethodConfig.num_frames` of a method with this teacher, or without one."""
+    return {"target": 2} if config and config.looks_back else {}
+
+
 class Teaching(nn.Module):
     """The teacher and what it makes of two batches: views of the target with pseudo-labels, mixed or masked.
 
@@ -177,12 +187,12 @@ class SelfTraining(Method):
         @property
         def reads(self) -> dict[str, tuple[str, ...]]:
             """With video consistency also how the target's pixels moved."""
-            return {"source": ("label",), "target": (FLOW,) if self.looks_back else ()}
+            return reads_of(self)
 
         @property
         def num_frames(self) -> Mapping[str, int]:
             """With video consistency target frames come with the one before."""
-            return {"target": 2} if self.looks_back else {}
+            return num_frames_of(self)
 
         lambda_distance: float = Field(
             0.0, ge=0, description="weight of the feature distance to the starting encoder, 0 = off (DAFormer: 0.005)"

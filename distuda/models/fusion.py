@@ -6,11 +6,11 @@ Jain, Wang, Gonzalez: Accel, CVPR 2019; Guan et al.: DA-VSN, ICCV 2021, whose re
 import torch
 from torch import Tensor, nn
 
-from distuda.models.segmenter import Features, Output, Segmenter
+from distuda.models.segmenter import Output, Segmenter, Wrapper
 from distuda.warp import warp
 
 
-class Fused(Segmenter):
+class Fused(Wrapper):
     """Adds one 1x1 convolution a head over [now, the frame before carried here], which starts as "now alone".
 
     A single image is its own frame before, as if nothing moved: that is what is evaluated and exported, since an
@@ -21,22 +21,8 @@ class Fused(Segmenter):
     """
 
     def __init__(self, network: Segmenter) -> None:
-        super().__init__(network.num_classes, align_corners=network.align_corners)
-        self.network, self.normalise = network, network.normalise
-        self.has_aux, self.min_side, self.one_scale = network.has_aux, network.min_side, network.one_scale
+        super().__init__(network)
         self.fusions = nn.ModuleList(_fusion(network.num_classes) for _ in range(2 if network.has_aux else 1))
-
-    def core(self) -> Segmenter:
-        """The network without its fusion."""
-        return self.network
-
-    def encode(self, x_BCHW: Tensor) -> Features:
-        """The network's own features."""
-        return self.network.encode(x_BCHW)
-
-    def heads(self, features: Features) -> tuple[Tensor, Tensor | None]:
-        """The network's own logits, nothing mixed in."""
-        return self.network.heads(features)
 
     def predict(self, image_BCHW: Tensor, seed_B: Tensor | None) -> Output:
         """Each image fused with itself."""

@@ -154,6 +154,31 @@ class Segmenter(nn.Module):
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
 
 
+class Wrapper(Segmenter):
+    """Base of networks around another one: its features, its heads and its facts, until a subclass says otherwise.
+
+    Args:
+        network: what is wrapped.
+    """
+
+    def __init__(self, network: Segmenter) -> None:
+        super().__init__(network.num_classes, align_corners=network.align_corners)
+        self.network, self.normalise = network, network.normalise
+        self.has_aux, self.min_side, self.one_scale = network.has_aux, network.min_side, network.one_scale
+
+    def core(self) -> Segmenter:
+        """The network without what is around it."""
+        return self.network
+
+    def encode(self, x_BCHW: Tensor) -> Features:
+        """The network's own features."""
+        return self.network.encode(x_BCHW)
+
+    def heads(self, features: Features) -> tuple[Tensor, Tensor | None]:
+        """The network's own logits."""
+        return self.network.heads(features)
+
+
 def pick_layers(features: Features, layers: Sequence[int], field: str) -> list[int]:
     """Positions of the chosen maps, counted from the first, in the order of ``layers``; -1 is the last map.
 

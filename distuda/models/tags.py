@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distuda.models.guided_filter import guided_filter
-from distuda.models.segmenter import Features, Output, Segmenter
+from distuda.models.segmenter import Features, Output, Segmenter, Wrapper
 
 EPS = 1e-3
 """Of the guided filter: variance of a grey level in [0, 1] below which a window counts as flat."""
@@ -51,7 +51,7 @@ class TagHead(nn.Module):
         return maps_BChw * self.possible_C[:, None, None]
 
 
-class Localiser(Segmenter):
+class Localiser(Wrapper):
     """A classifier of tags that shows where it looked.
 
     ``main`` are heat maps, not logits of a softmax: each class's activation divided by its largest value in the image,
@@ -72,17 +72,9 @@ class Localiser(Segmenter):
     def __init__(
         self, network: Segmenter, head: TagHead, *, squared: bool, background: int | None, background_heat: float
     ) -> None:
-        super().__init__(network.num_classes, align_corners=network.align_corners)
-        self.network, self.head, self.normalise = network, head, network.normalise
+        super().__init__(network)
+        self.head, self.has_aux = head, False  # `heads` gives heat alone
         self.squared, self.background, self.background_heat = squared, background, background_heat
-
-    def core(self) -> Segmenter:
-        """The network without its tags."""
-        return self.network
-
-    def encode(self, x_BCHW: Tensor) -> Features:
-        """The network's own features."""
-        return self.network.encode(x_BCHW)
 
     def scores(self, features: Features) -> Tensor:
         """How likely each tag is, (B, C) in [0, 1]."""
@@ -130,7 +122,7 @@ class Localiser(Segmenter):
         return total / (2 * len(scales))
 
 
-class Prohibiting(Segmenter):
+class Prohibiting(Wrapper):
     """A segmentation network with a branch that knows the image's tags: classes it thinks absent are not predicted.
 
     Args:
@@ -144,21 +136,8 @@ class Prohibiting(Segmenter):
     gives_tags = True
 
     def __init__(self, network: Segmenter, head: TagHead, threshold: float, radius: int = 0) -> None:
-        super().__init__(network.num_classes, align_corners=network.align_corners)
-        self.network, self.head, self.threshold, self.radius = network, head, threshold, radius
-        self.normalise, self.has_aux, self.min_side = network.normalise, network.has_aux, network.min_side
-
-    def core(self) -> Segmenter:
-        """The network without its tags."""
-        return self.network
-
-    def encode(self, x_BCHW: Tensor) -> Features:
-        """The network's own features."""
-        return self.network.encode(x_BCHW)
-
-    def heads(self, features: Features) -> tuple[Tensor, Tensor | None]:
-        """The network's own logits, nothing prohibited."""
-        return self.network.heads(features)
+        super().__init__(network)
+        self.head, self.threshold, self.radius = head, threshold, radius
 
     def predict(self, image_BCHW: Tensor, seed_B: Tensor | None) -> Output:
         """Logits at input size, `NEVER` for prohibited classes, and the tags' scores."""
