@@ -226,9 +226,9 @@ def test_a_run_folder_that_would_vanish_with_its_job_is_refused(
     inside.mkdir(parents=True)
     monkeypatch.chdir(inside)
     with pytest.raises(UserError, match="Ray removes after the job"):
-        room._require_lasting("runs/one")
-    room._require_lasting(str(tmp_path / "run"))
-    room._require_lasting("s3://bucket/run")
+        room.require_lasting("runs/one")
+    room.require_lasting(str(tmp_path / "run"))
+    room.require_lasting("s3://bucket/run")
 
 
 def free_port() -> int:
