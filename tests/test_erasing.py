@@ -44,7 +44,14 @@ def head(background: int | None = None) -> TagHead:
     made = TagHead(3, 3, background)
     with torch.no_grad():
         made.weights.weight.copy_(10 * torch.eye(3)[:, :, None, None])
+        made.weights.bias.zero_()  # type: ignore[union-attr]
     return made
+
+
+def test_an_untrained_branch_expects_few_classes() -> None:
+    scores = TagHead(16, 20, 0)((torch.rand(2, 16, 4, 4),)).sigmoid()
+    assert scores[:, 0].max() == 0
+    assert 0.08 < scores[:, 1:].mean() < 0.12
 
 
 def test_squared_label_loss_is_the_distance_of_shares() -> None:

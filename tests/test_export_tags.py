@@ -42,6 +42,7 @@ class Tiny(Segmenter):
 def tag_head() -> TagHead:
     made = TagHead(8, TABLE.num_classes, TABLE.background)
     made.weights.weight.data = torch.randn(21, 8, 1, 1, generator=torch.Generator().manual_seed(1)) * 0.05
+    nn.init.zeros_(made.weights.bias)  # type: ignore[arg-type]  # scores on both sides of the threshold
     return made
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,37 @@ def test_asha_ends_bad_trials_early_by_our_own_steps(domains: list[str], tmp_pat
     assert max(row["step"] for row in read_rows(str(run))) == 2  # no step was trained for nothing
 
 
+def test_the_median_ends_bad_trials_and_not_the_first(domains: list[str], tmp_path: Path, local_ray: None) -> None:
+    text = "optimizer.lr: {choice: [1.0e-3, 9.0e-4, 8.0e-4, 1.0e-9]}\n"
+    plan = plan_for(tmp_path, domains, text, "steps=12", search="grid", scheduler="median", objective="entropy",
+                    concurrent=1, grace=2)  # fmt: skip
+    sweep(plan)
+    found = trials(tmp_path)
+    assert [r.status for r in found[:3]] == ["finished"] * 3
+    assert found[3].status == "stopped" and 2 <= found[3].step < 12
+
+
+def test_fields_of_phases_are_searched_and_steps_counted_over_all(
+    domains: list[str], tmp_path: Path, local_ray: None
+) -> None:
+    recipe = tmp_path / "phases.yaml"
+    recipe.write_text(
+        "phases:\n- {name: first, steps: 2}\n- {name: second, steps: 4, method: {name: minent}, init_from: first}\n"
+    )
+    text = "phases.second.method.lambda_ent: {choice: [0.001, 0.01]}\n"
+    plan = plan_for(tmp_path, domains, text, search="grid")
+    words = tuple(word for word in plan.words if not word.startswith(("method", "steps")))
+    files = sweep(replace(plan, recipe=str(recipe), words=words))
+    found = trials(tmp_path)
+    assert [(r.status, r.step) for r in found] == [("finished", 6)] * 2
+    for record, value in zip(found, (0.001, 0.01), strict=True):
+        run = tmp_path / "sweep" / "trials" / record.id
+        assert record.scores["entropy"] == read_rows(str(run / "second"))[-1]["entropy"]
+        assert record.configuration == {"phases.second.method.lambda_ent": value}
+    best = load_phases(files["best.yaml"])
+    assert [phase.name for phase in best] == ["first", "second"]
+
+
 def test_a_failed_trial_is_told_with_its_cause_and_stops_nothing(
     domains: list[str], tmp_path: Path, local_ray: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,8 +171,9 @@ def test_a_population_goes_on_from_its_best(domains: list[str], tmp_path: Path, 
         assert rates[9] == pytest.approx(recipe.optimizer.lr * (1 - 9 / 10) ** recipe.optimizer.poly_power)
 
 
-def test_a_killed_driver_loses_nothing_that_was_finished(
-    domains: list[str], tmp_path: Path, local_ray: None, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("victim", ["driver", "head"])
+def test_a_kill_loses_nothing_that_was_finished(
+    victim: str, domains: list[str], tmp_path: Path, local_ray: None
 ) -> None:
     import ray
 
@@ -149,10 +182,16 @@ def test_a_killed_driver_loses_nothing_that_was_finished(
     words = [*WORDS, *domains, "steps=40"]
     command = [sys.executable, "-m", "distuda", "sweep", *words, "--space", str(tmp_path / "space.yaml"), "--num", "3",
                "--concurrent", "1", "--out", str(out)]  # fmt: skip
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
+    if victim == "driver":  # the other one brings a cluster of its own
+        environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     driver = subprocess.Popen(command, env=environment, cwd=ROOT)
     try:
         wait_until(lambda: evaluations(out / "trials" / "0001") and status(out, "0000") == "finished", driver)
+        if victim == "head":
+            [head] = [p for p in psutil.Process(driver.pid).children(recursive=True) if p.name() == "gcs_server"]
+            head.kill()
+            assert driver.wait(timeout=60) != 0
     finally:
         driver.kill()
         driver.wait()
@@ -166,12 +205,15 @@ def test_a_killed_driver_loses_nothing_that_was_finished(
     assert (out / "trials" / "0000" / "metrics.jsonl").stat().st_mtime_ns == before
     rows = read_rows(str(out / "trials" / "0001"))
     assert [row["step"] for row in rows if row["kind"] == "evaluation"] == list(range(2, 41, 2))
+
+
+def test_a_folder_holds_one_sweep(domains: list[str], tmp_path: Path, local_ray: None) -> None:
+    plan = plan_for(tmp_path, domains, num=1)
+    sweep(plan)
     with pytest.raises(UserError, match="holds a sweep already"):
-        sweep(Plan(None, tuple(words), load_space(str(tmp_path / "space.yaml")), str(out), num=3))
+        sweep(plan)
     with pytest.raises(UserError, match="begun with another recipe"):
-        sweep(
-            Plan(None, (*words, "batch_size=1"), load_space(str(tmp_path / "space.yaml")), str(out), num=3, resume=True)
-        )
+        sweep(replace(plan, words=(*plan.words, "batch_size=1"), resume=True))
 
 
 def status(out: Path, trial: str) -> str:

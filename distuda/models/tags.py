@@ -6,6 +6,8 @@ Liang, Cheng, Zhao, Yan: Object Region Mining with Adversarial Erasing, CVPR 201
 Shape legend: B images, C classes, H and W pixels, h and w places of the last feature map.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,10 @@ from distuda.models.segmenter import Features, Output, Segmenter, Wrapper
 
 EPS = 1e-3
 """Of the guided filter: variance of a grey level in [0, 1] below which a window counts as flat."""
+
+PRIOR = 0.1
+"""Share of a table's classes that an image holds, roughly: where the tags' scores start. At 0.5 a short training
+spends itself on the many classes that are absent (Lin et al., Focal Loss, ICCV 2017, section 3.3)."""
 
 NEVER = -1e4
 """Logit of a class that an image cannot hold; finite, so that softmax and low precision stay sound."""
@@ -33,7 +39,7 @@ class TagHead(nn.Module):
         super().__init__()
         self.weights = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.weights.weight, std=0.01)
-        nn.init.zeros_(self.weights.bias)  # type: ignore[arg-type]
+        nn.init.constant_(self.weights.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
         possible_C = torch.ones(num_classes, dtype=torch.bool)
         if background is not None:
             possible_C[background] = False

@@ -1,0 +1,179 @@
+"""Do scores without target labels choose well? A sweep of 40 configurations, and what each score would have chosen.
+
+    python benchmarks/label_free_selection.py camvid --camvid CAMVID --work runs/selection
+    python benchmarks/label_free_selection.py streets --work runs/selection
+
+Configurations are drawn from benchmarks/label_free_space.yaml: four methods, their weights, learning rates and jitter,
+all trained equally long by `distuda sweep`. Spearman is the rank correlation of a score with target mIoU, regret the
+mIoU of the best configuration minus that of the one chosen, in points. `--asha` sweeps the same configurations again
+with ASHA and compares with random search at equal compute. Interrupted, a sweep goes on where it stopped; what came
+out is kept in --results, and `table` prints it again.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from accuracy import HERE, distuda
+from accuracy_camvid import prepare
+
+from distuda.metrics.label_free import SCORES
+
+ORACLE = "target_miou (oracle)"
+SIZES = ["source.size=[240,320]", "target.size=[240,320]", "evaluation.size=[240,320]"]
+Trial = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("which", choices=["camvid", "streets", "table"])
+    parser.add_argument("--camvid")
+    parser.add_argument("--work", default="runs/selection")
+    parser.add_argument("--results", default=str(HERE / "label_free_selection.json"))
+    parser.add_argument("--num", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=216, help="of a trial; evaluated at each ninth")
+    parser.add_argument("--concurrent", type=int, default=2)
+    parser.add_argument("--asha", action="store_true")
+    arguments = parser.parse_args()
+    results = Path(arguments.results)
+    kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    if arguments.which != "table":
+        name = arguments.which + ("_asha" if arguments.asha else "")
+        kept[name] = run(arguments, name)
+        results.write_text(json.dumps(kept, indent=1) + "\n")
+    print(markdown(kept))
+
+
+def run(arguments: argparse.Namespace, name: str) -> Trial:
+    """Sweep, and give every trial's scores and learning curve, and what the sitting cost."""
+    work = Path(arguments.work).absolute()
+    out = work / f"{name}-{arguments.steps}"
+    words = ["--num", str(arguments.num), "--concurrent", str(arguments.concurrent), "--choose", "aggregate"]
+    words += ["--scheduler", "asha"] if arguments.asha else []
+    fresh = not (out / "sweep.json").exists()
+    began_s = time.time()
+    distuda(
+        "sweep", "recipes/source_only.yaml", *data(arguments, work), f"steps={arguments.steps}",
+        f"evaluation.every_steps={arguments.steps // 9}", "evaluation.scores=all", "evaluation.source_limit=48",
+        "augment.crop=[144,192]", "log_every_steps=24", "checkpoint.keep_last=1", "source.rare_class_min_pixels=500",
+        "--space", "benchmarks/label_free_space.yaml", "--out", str(out), "--resume", *words,
+    )  # fmt: skip
+    trials = pq.read_table(out / "results.parquet").to_pylist()
+    for trial in trials:
+        trial["curve"] = curve(Path(trial.pop("folder")))
+    wall_s = time.time() - began_s
+    spent = sum(trial["seconds"] for trial in trials) / (arguments.concurrent * wall_s)
+    return {
+        "trials": [{key: value for key, value in trial.items() if value is not None} for trial in trials],
+        **({"wall_s": round(wall_s), "share_training": round(spent, 3)} if fresh else {}),
+        "concurrent": arguments.concurrent,
+    }
+
+
+def data(arguments: argparse.Namespace, work: Path) -> list[str]:
+    """Words that name the domains; target labels only score."""
+    if arguments.which == "streets":
+        uris = ["streets://day?num=240", "streets://dusk?num=240", "streets://dusk/val?num=60"]
+        sizes = []
+    else:
+        if not arguments.camvid or not (Path(arguments.camvid) / "train").is_dir():
+            sys.exit(f"skipped: no CamVid at {arguments.camvid} (SegNet layout, with train/ and trainannot/)")
+        prepare(arguments.camvid, work)
+        uris, sizes = [str(work / "data" / name) for name in ("day", "dusk", "dusk_labels")], SIZES
+    return [f"{domain}.uri={uri}" for domain, uri in zip(("source", "target", "evaluation"), uris, strict=True)] + sizes
+
+
+def curve(folder: Path) -> list[list[float]]:
+    """Step, target mIoU and information maximisation of each evaluation."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        [row["step"], row["miou"], row["information_maximisation"]] for row in rows if row["kind"] == "evaluation"
+    ]
+
+
+# What came out -------------------------------------------------------------------------------------------------------
+
+
+def markdown(kept: dict[str, Any]) -> str:
+    """Scores on both data sets, then ASHA."""
+    sets = {name: finished(sweep) for name, sweep in kept.items() if not name.endswith("_asha")}
+    lines = []
+    for name, trials in sets.items():
+        mious = [100 * trial[ORACLE] for trial in trials]
+        lines.append(f"{name}: {len(trials)} configurations, target mIoU {min(mious):.1f} to {max(mious):.1f}, median "
+                     f"{statistics.median(mious):.1f}\n")  # fmt: skip
+        if "wall_s" in kept[name]:
+            lines.append(f"{kept[name]['wall_s'] / 60:.0f} minutes, {kept[name]['concurrent']} trials at once; "
+                         f"{100 * (1 - kept[name]['share_training']):.1f} % of that not spent in trials\n")  # fmt: skip
+    columns = "".join(f" | {name}: Spearman | regret" for name in sets)
+    lines += [f"| chosen by{columns} | worst regret |", "| --- " * (2 + 2 * len(sets)) + "|"]
+    choices = {**{score: (score,) for score in SCORES}, "aggregate of all": tuple(SCORES)}
+    choices |= {f"aggregate without {score}": tuple(s for s in SCORES if s != score) for score in SCORES}
+    for label, scores in [*choices.items(), *pairs()]:
+        found = [judge(trials, scores) for trials in sets.values()]
+        cells = " | ".join(f"{rho:.2f} | {regret:.1f}" for rho, regret in found)
+        lines.append(f"| {label} | {cells} | {max(regret for _, regret in found):.1f} |")
+    for name in sets:
+        if f"{name}_asha" in kept:
+            lines.append("\n" + against_random(name, sets[name], kept[f"{name}_asha"]["trials"]))
+    return "\n".join(lines)
+
+
+def pairs() -> list[tuple[str, tuple[str, ...]]]:
+    """Aggregates of two scores."""
+    return [(" + ".join(pair), pair) for pair in combinations(SCORES, 2)]
+
+
+def finished(sweep: dict[str, Any]) -> list[Trial]:
+    """Trials that were trained to their end."""
+    return [trial for trial in sweep["trials"] if trial["status"] == "finished"]
+
+
+def judge(trials: list[Trial], scores: tuple[str, ...]) -> tuple[float, float]:
+    """Rank correlation of the mean place by these scores with target mIoU, and the regret in points."""
+    miou = np.array([trial[ORACLE] for trial in trials])
+    place = np.mean([places([trial[score] for trial in trials]) for score in scores], axis=0)
+    chosen = min(range(len(trials)), key=lambda i: (place[i], -trials[i][scores[0]]))
+    rho = np.corrcoef(-places(-place), -places(miou.tolist()))[0, 1]
+    return float(rho), float(100 * (miou.max() - miou[chosen]))
+
+
+def places(values: Any) -> Any:
+    """Place of each value, the largest first; equal ones share the mean of their places."""
+    x = np.asarray(values, float)
+    return 1 + (x[None] > x[:, None]).sum(1) + ((x[None] == x[:, None]).sum(1) - 1) / 2
+
+
+def against_random(name: str, everything: list[Trial], asha: list[Trial]) -> str:
+    """ASHA's choice against that of random search with as many steps, both by information maximisation."""
+    steps = everything[0]["step"]
+    spent = sum(trial["step"] for trial in asha)
+    done = [trial for trial in asha if trial["status"] == "finished"]
+    chosen, best = chosen_by_im(done)[ORACLE], max(trial[ORACLE] for trial in done)
+    fits, rng = max(1, spent // steps), random.Random(0)
+    draws = [rng.sample(everything, min(fits, len(everything))) for _ in range(2000)]
+    random_chosen = statistics.fmean(chosen_by_im(draw)[ORACLE] for draw in draws)
+    random_best = statistics.fmean(max(trial[ORACLE] for trial in draw) for draw in draws)
+    return (
+        f"ASHA on {name}: {len(asha)} configurations, {len(done)} to the end, {spent} steps in all, as many as {fits} "
+        f"whole trials. Chosen by information maximisation: {100 * chosen:.1f} mIoU, by random search with {fits} trials "
+        f"{100 * random_chosen:.1f} (mean over 2000 draws of its trials); best reached: {100 * best:.1f} against "
+        f"{100 * random_best:.1f}."
+    )
+
+
+def chosen_by_im(trials: list[Trial]) -> Trial:
+    """The trial with the highest information maximisation."""
+    return max(trials, key=lambda trial: trial["information_maximisation"])
+
+
+if __name__ == "__main__":
+    main()
