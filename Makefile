@@ -11,7 +11,7 @@ demo: $(READY)
 
 # two files at a time: many tests wait for Ray's processes
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -105,7 +105,8 @@ def recipe(arguments: Namespace, work: Path) -> Any:
     shared = {name: value for name, value in whole.items() if name != "phases"}
     classify, erase = whole.phases[0].repeat
     named = {phase.name: phase for phase in whole.phases if "name" in phase}
-    segment = {**named["segment"], "steps": arguments.steps}
+    prohibitive = {"name": "psl", "start_step": arguments.steps // 2}
+    segment = {**named["segment"], "steps": arguments.steps, "method": prohibitive}
     seen = {"source": {"columns": [f"masks_{MASKS}"]}}
     phases = [
         {"repeat": [{**classify, "steps": arguments.classify_steps}, erase]},
@@ -117,7 +118,7 @@ def recipe(arguments: Namespace, work: Path) -> Any:
         {**segment, **seen},
         named["own_masks"],
         {**segment, "name": "again"},
-        {**segment, **seen, "name": "true_tags", "method": {"name": "psl", "confidence": "tags"}},
+        {**segment, **seen, "name": "true_tags", "method": {**prohibitive, "confidence": "tags"}},
         {
             **segment, "name": "full", "method": {"name": "source_only"},
             "source": {"uri": str(work / "data" / "train_labels"), "columns": []},

@@ -17,6 +17,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from distuda.data.columns import GROUPS
@@ -81,14 +83,21 @@ def distuda(*words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
 
 
-def erase(work: Path, workers: int, *words: str) -> subprocess.Popen[bytes]:
-    """One erase phase into work/erase."""
+@contextmanager
+def erase(work: Path, workers: int, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One erase phase into work/erase; whatever of it still runs at the end is killed."""
     recipe = work / "erase.yaml"
     recipe.write_text("phases:\n- {name: erase, relabel: erase}\n")
     run = work / "classify"
-    return distuda(
+    job = distuda(
         str(recipe), f"init_from={run}", f"workers={workers}", "target.uri=none", *words, f"out={work / 'job'}"
     )
+    try:
+        yield job
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
 
 
 def written(work: Path) -> dict[str, int]:
@@ -100,8 +109,9 @@ def written(work: Path) -> dict[str, int]:
 def measure(work: Path, workers: int) -> float:
     """Images a second between the first written row group and the last."""
     shutil.rmtree(work / "job", ignore_errors=True)
-    if erase(work, workers).wait(LIMIT_S):
-        raise SystemExit("the erase job failed")
+    with erase(work, workers) as job:
+        if job.wait(LIMIT_S):
+            raise SystemExit("the erase job failed")
     stamps = sorted((stamp, int(name[:5])) for name, stamp in written(work).items())
     rows = open_dataset(str(work / "data")).rows_per_group
     return sum(rows[number] for _, number in stamps[1:]) / ((stamps[-1][0] - stamps[0][0]) / 1e9)
@@ -111,15 +121,15 @@ def killed(work: Path) -> tuple[int, int, int]:
     """Row groups there when the job was killed, how many of them were written again, and all."""
     shutil.rmtree(work / "job", ignore_errors=True)
     total = len(open_dataset(str(work / "data")).groups)
-    job, deadline_s = erase(work, 2), time.monotonic() + LIMIT_S
-    while len(written(work)) < total / 3 and job.poll() is None and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    os.killpg(job.pid, signal.SIGKILL)
-    job.wait()
+    deadline_s = time.monotonic() + LIMIT_S
+    with erase(work, 2) as job:
+        while len(written(work)) < total / 3 and job.poll() is None and time.monotonic() < deadline_s:
+            time.sleep(0.05)
     time.sleep(5)  # Ray's own processes end when they miss their driver
     before = written(work)
-    if erase(work, 2, "resume=true").wait(LIMIT_S):
-        raise SystemExit("the resumed erase job failed")
+    with erase(work, 2, "resume=true") as job:
+        if job.wait(LIMIT_S):
+            raise SystemExit("the resumed erase job failed")
     after = written(work)
     return len(before), sum(after[name] != stamp for name, stamp in before.items()), len(after)
 

@@ -94,9 +94,7 @@ def data(arguments: argparse.Namespace, work: Path) -> list[str]:
 def curve(folder: Path) -> list[list[float]]:
     """Step, target mIoU and information maximisation of each evaluation."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        [row["step"], row["miou"], row["information_maximisation"]] for row in rows if row["kind"] == "evaluation"
-    ]
+    return [[row["step"], row["miou"], row["information_maximisation"]] for row in rows if row["kind"] == "evaluation"]
 
 
 # What came out -------------------------------------------------------------------------------------------------------
@@ -164,9 +162,9 @@ def against_random(name: str, everything: list[Trial], asha: list[Trial]) -> str
     random_best = statistics.fmean(max(trial[ORACLE] for trial in draw) for draw in draws)
     return (
         f"ASHA on {name}: {len(asha)} configurations, {len(done)} to the end, {spent} steps in all, as many as {fits} "
-        f"whole trials. Chosen by information maximisation: {100 * chosen:.1f} mIoU, by random search with {fits} trials "
-        f"{100 * random_chosen:.1f} (mean over 2000 draws of its trials); best reached: {100 * best:.1f} against "
-        f"{100 * random_best:.1f}."
+        f"whole trials. Chosen by information maximisation: {100 * chosen:.1f} mIoU, by random search with {fits} "
+        f"trials {100 * random_chosen:.1f} (mean over 2000 draws of its trials); best reached: {100 * best:.1f} "
+        f"against {100 * random_best:.1f}."
     )
 
 

@@ -13,6 +13,17 @@ from distuda.data.shards import write_shards
 
 torch.set_num_threads(1)
 
+LONGEST_FILES = (
+    "test_tune_sweep", "test_cluster_train", "test_engine", "test_methods", "test_recipes_run", "test_cluster_jobs",
+    "test_data_stream", "test_export_onnx", "test_object_store", "test_relabel", "test_clips", "test_readme",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest begin, so that no process ends long after the others."""
+    rank = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 @pytest.fixture(scope="session")
 def domains(tmp_path_factory: pytest.TempPathFactory) -> list[str]:

@@ -26,6 +26,7 @@ from distuda.engine.run import open_run, read_rows
 from distuda.engine.schedule import build_optimizers, build_schedules
 from distuda.engine.step import Step
 from distuda.errors import UserError
+from distuda.methods import METHODS
 from distuda.recipe import OptimizerConfig, Recipe
 
 CADENCE = ["evaluation.every_steps=3", "checkpoint.every_steps=3", "evaluation.limit=2"]
@@ -66,7 +67,18 @@ def names_in(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+RESUMED = (  # each method, and those variants whose networks or draws have a state of their own
+    "source_only", "minent", "advent_multi_level", "apoda_multi_level", "apoda_taught", "feature_regression_layers",
+    "classify", "psl", "vat", "vst", "davsn_multi_level", "tps", "self_training_masked", "self_training_distance",
+    "self_training_detail", "self_training_video", "self_training_rare",
+)  # fmt: skip
+
+
+def test_every_method_is_interrupted_and_resumed() -> None:
+    assert {tiny_recipe(*SETTINGS[name]).method.name for name in RESUMED} == set(METHODS)
+
+
+@pytest.mark.parametrize("name", RESUMED)
 def test_an_interrupted_run_equals_an_uninterrupted_one(name: str, domains: list[str], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     if "label" in tiny_recipe(*SETTINGS[name]).method.reads.get("target", ()):  # needs a labelled target

@@ -175,6 +175,15 @@ def test_the_auxiliary_mask_is_a_constant() -> None:
     assert all(grad is None or not grad.any() for grad in grads)
 
 
+def test_the_auxiliary_mask_begins_late() -> None:
+    recipe = tiny_recipe("method.name=psl", "method.start_step=2")
+    method, seen = tiny_method(recipe), []
+    for _ in range(4):
+        seen.append(float(method(geometry(tiny_batch(2, 1), recipe.augment)).objective["auxiliary"]))
+        method.after_step()
+    assert seen[:2] == [0, 0] and min(seen[2:]) > 0
+
+
 def test_the_last_map_is_measured_without_moving_statistics() -> None:
     network = nn.BatchNorm2d(3)
     plain = Plain()

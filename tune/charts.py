@@ -51,7 +51,14 @@ def axis_of(name: str, values: Sequence[Any], span: Range | None) -> Axis:
     """The axis of a field: the space's range, or the options that occur."""
     if span is not None:
         return Axis(name, span.low, span.high, span.log)
-    return Axis(name, options=tuple(sorted({json.dumps(value) for value in values if value is not None})))
+    options = {json.dumps(value): value for value in values if value is not None}
+    return Axis(name, options=tuple(sorted(options, key=lambda word: _by_size(options[word]))))
+
+
+def _by_size(value: Any) -> tuple[bool, float, str]:
+    """Numbers by size, then all else by its letters."""
+    counts = isinstance(value, int | float)
+    return (not counts, float(value) if counts else 0.0, json.dumps(value))
 
 
 def score_axis(name: str, values: Sequence[float]) -> Axis:

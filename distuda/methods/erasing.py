@@ -124,6 +124,9 @@ class Prohibitive(Method):
             "branch", description="v: scores of the branch, or the image's tags themselves (the paper's upper bound)"
         )
         lambda_auxiliary: float = Field(1.0, ge=0, description="weight of the auxiliary mask's loss")
+        start_step: int = Field(
+            0, ge=0, description="steps with the given masks alone before the auxiliary mask counts [steps]"
+        )
         lambda_tags: float = Field(1.0, ge=0, description="weight of the branch's binary cross-entropy (our reading)")
         threshold: float = Field(
             0.1, ge=0, le=1, description="p: at test time classes that the branch scores below this are not predicted"
@@ -160,7 +163,8 @@ class Prohibitive(Method):
         if self.config.prohibit:
             scores_BC = tags_BC.float() if self.config.confidence == "tags" else logits_BC.detach().sigmoid()
             mask_BHW = only(auxiliary_mask(output.main, scores_BC, self.head.possible_C), allowed_BC)
-            terms["auxiliary"] = self.config.lambda_auxiliary * losses.cross_entropy(output.main, mask_BHW)
+            weight = self.ramp(self.config.start_step) * self.config.lambda_auxiliary
+            terms["auxiliary"] = weight * losses.cross_entropy(output.main, mask_BHW)
         return Losses(terms, {"tags_found": tags_found(logits_BC, tags_BC)})
 
     def parameter_groups(self) -> list[Group]:
