@@ -179,7 +179,7 @@ def test_the_auxiliary_mask_begins_late() -> None:
     recipe = tiny_recipe("method.name=psl", "method.start_step=2")
     method, seen = tiny_method(recipe), []
     for _ in range(4):
-        seen.append(float(method(geometry(tiny_batch(2, 1), recipe.augment)).objective["auxiliary"]))
+        seen.append(float(method(geometry(tiny_batch(2, 1), recipe.augment)).objective["auxiliary"].detach()))
         method.after_step()
     assert seen[:2] == [0, 0] and min(seen[2:]) > 0
 
