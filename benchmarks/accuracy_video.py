@@ -32,6 +32,9 @@ ROWS: Rows = {
     "~ vat, no tube loss": ["recipes/advent.yaml", "method=vat", "batch_size=2", "method.lambda_tube=0"],
     "~ davsn, no fusion": ["recipes/davsn.yaml", "method.fusion=false"],
     "~ tps, no histogram": ["recipes/tps.yaml", "method.match_histogram=false"],
+    "~ tps, late": ["recipes/tps.yaml", "method.start_step=150"],
+    "~ tps, late and sure": ["recipes/tps.yaml", "method.start_step=150", "method.confidence=0.9"],
+    "~ self-training, video 0.2": [*VIDEO, "method.lambda_video=0.2"],
     "~ self-training, agreement alone": [*VIDEO, "method.lambda_video=0", "method.flow_agreement=true"],
     "~ self-training, agreement too": [*VIDEO, "method.flow_agreement=true"],
 }
