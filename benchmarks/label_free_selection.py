@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--work", default="runs/selection")
     parser.add_argument("--results", default=str(HERE / "label_free_selection.json"))
     parser.add_argument("--num", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=216, help="of a trial; evaluated at each ninth")
+    parser.add_argument("--steps", type=int, default=216, help="of a trial; evaluated at each third")
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--asha", action="store_true")
     arguments = parser.parse_args()
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace, name: str) -> Trial:
     began_s = time.time()
     distuda(
         "sweep", "recipes/source_only.yaml", *data(arguments, work), f"steps={arguments.steps}",
-        f"evaluation.every_steps={arguments.steps // 9}", "evaluation.scores=all", "evaluation.source_limit=48",
+        f"evaluation.every_steps={arguments.steps // 3}", "evaluation.scores=all", "evaluation.source_limit=48",
         "augment.crop=[144,192]", "log_every_steps=24", "checkpoint.keep_last=1", "source.rare_class_min_pixels=500",
         "--space", "benchmarks/label_free_space.yaml", "--out", str(out), "--resume", *words,
     )  # fmt: skip
