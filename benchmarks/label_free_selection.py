@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 from accuracy import HERE, distuda
 from accuracy_camvid import prepare
 
 from distuda.metrics.label_free import SCORES
+from tune.results import Found, by_mean_place
 
 ORACLE = "target_miou (oracle)"
 SIZES = ["source.size=[240,320]", "target.size=[240,320]", "evaluation.size=[240,320]"]
@@ -53,7 +55,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, name: str) -> Trial:
-    """Sweep, and give every trial's scores and learning curve, and what the sitting cost."""
+    """Sweep, and give every trial's configuration and scores, and what the sitting cost."""
     work = Path(arguments.work).absolute()
     out = work / f"{name}-{arguments.steps}"
     words = ["--num", str(arguments.num), "--concurrent", str(arguments.concurrent), "--choose", "aggregate"]
@@ -67,12 +69,12 @@ def run(arguments: argparse.Namespace, name: str) -> Trial:
         "--space", "benchmarks/label_free_space.yaml", "--out", str(out), "--resume", *words,
     )  # fmt: skip
     trials = pq.read_table(out / "results.parquet").to_pylist()
-    for trial in trials:
-        trial["curve"] = curve(Path(trial.pop("folder")))
     wall_s = time.time() - began_s
     spent = sum(trial["seconds"] for trial in trials) / (arguments.concurrent * wall_s)
     return {
-        "trials": [{key: value for key, value in trial.items() if value is not None} for trial in trials],
+        "trials": [
+            {key: value for key, value in trial.items() if value is not None and key != "folder"} for trial in trials
+        ],
         **({"wall_s": round(wall_s), "share_training": round(spent, 3)} if fresh else {}),
         "concurrent": arguments.concurrent,
     }
@@ -89,12 +91,6 @@ def data(arguments: argparse.Namespace, work: Path) -> list[str]:
         prepare(arguments.camvid, work)
         uris, sizes = [str(work / "data" / name) for name in ("day", "dusk", "dusk_labels")], SIZES
     return [f"{domain}.uri={uri}" for domain, uri in zip(("source", "target", "evaluation"), uris, strict=True)] + sizes
-
-
-def curve(folder: Path) -> list[list[float]]:
-    """Step, target mIoU and information maximisation of each evaluation."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [[row["step"], row["miou"], row["information_maximisation"]] for row in rows if row["kind"] == "evaluation"]
 
 
 # What came out -------------------------------------------------------------------------------------------------------
@@ -137,17 +133,11 @@ def finished(sweep: dict[str, Any]) -> list[Trial]:
 
 def judge(trials: list[Trial], scores: tuple[str, ...]) -> tuple[float, float]:
     """Rank correlation of the mean place by these scores with target mIoU, and the regret in points."""
+    found = [Found(number, [], trial) for number, trial in enumerate(trials)]
+    chosen = by_mean_place(found, scores)[0]  # as a sweep chooses
     miou = np.array([trial[ORACLE] for trial in trials])
-    place = np.mean([places([trial[score] for trial in trials]) for score in scores], axis=0)
-    chosen = min(range(len(trials)), key=lambda i: (place[i], -trials[i][scores[0]]))
-    rho = np.corrcoef(-places(-place), -places(miou.tolist()))[0, 1]
-    return float(rho), float(100 * (miou.max() - miou[chosen]))
-
-
-def places(values: Any) -> Any:
-    """Place of each value, the largest first; equal ones share the mean of their places."""
-    x = np.asarray(values, float)
-    return 1 + (x[None] > x[:, None]).sum(1) + ((x[None] == x[:, None]).sum(1) - 1) / 2
+    rho = pd.Series([-one.rank for one in found]).rank().corr(pd.Series(miou).rank())
+    return float(rho), float(100 * (miou.max() - miou[chosen.number]))
 
 
 def against_random(name: str, everything: list[Trial], asha: list[Trial]) -> str:

@@ -23,11 +23,10 @@ from distuda.engine.evaluate import evaluate
 from distuda.engine.log import MetricsLog
 from distuda.engine.loop import fit, open_data, settle
 from distuda.engine.run import open_run, read_rows
-from distuda.engine.schedule import build_optimizers, build_schedules
 from distuda.engine.step import Step
 from distuda.errors import UserError
 from distuda.methods import METHODS
-from distuda.recipe import OptimizerConfig, Recipe
+from distuda.recipe import Recipe
 
 CADENCE = ["evaluation.every_steps=3", "checkpoint.every_steps=3", "evaluation.limit=2"]
 CLOCKS = {"images_per_s", "data_wait_s", "memory_gib"}
@@ -377,52 +376,6 @@ def test_save_takes_a_snapshot(tmp_path: Path) -> None:
     folder.wait()
     loaded = checkpoints.load_tensors(folder.find("last"))
     assert all(torch.equal(value, before[key]) for key, value in loaded.items()) and loaded.keys() == before.keys()
-
-
-# Schedule ------------------------------------------------------------------------------------------------------------
-
-
-def rates(config: OptimizerConfig, steps: int, name: str = "advent") -> list[list[float]]:
-    method = tiny_method(tiny_recipe(*SETTINGS[name]))
-    optimizers = build_optimizers(method, config)
-    schedules = build_schedules(optimizers, config, steps)
-    seen = []
-    for _ in range(steps):
-        seen.append(
-            [
-                optimizer.param_groups[i]["lr"]
-                for optimizer, i in ((optimizers[0], 0), (optimizers[0], -1), (optimizers[1], 0))
-            ]
-        )
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-    return seen
-
-
-def test_poly_decay_head_factor_and_warm_up() -> None:
-    encoder, head, judge = (
-        np.array(column) for column in zip(*rates(OptimizerConfig(lr=1.0, warmup_steps=2), 4), strict=True)
-    )
-    poly = (1 - np.arange(4) / 4) ** 0.9
-    np.testing.assert_allclose(encoder, poly * [0.5, 1, 1, 1])
-    np.testing.assert_allclose(head, 10 * encoder)
-    np.testing.assert_allclose(judge, 1e-4 * poly)
-    constant = rates(OptimizerConfig(lr=1.0, schedule="constant"), 3)
-    assert [row[0] for row in constant] == [1, 1, 1]
-    assert rates(OptimizerConfig(lr=1.0, decay_steps=2, poly_power=1), 4)[3][0] == 0
-    stairs = rates(OptimizerConfig(lr=1.0, schedule="step", step_at=[0.4, 0.8], step_factor=0.5), 5)
-    assert [row[0] for row in stairs] == [1, 1, 0.5, 0.5, 0.25]
-
-
-def test_norms_and_biases_do_not_decay_with_adamw() -> None:
-    method = tiny_method(tiny_recipe(*SETTINGS["advent"]))
-    adamw = build_optimizers(method, OptimizerConfig(weight_decay=0.1))
-    for group in adamw[0].param_groups:
-        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] > 0}
-    assert adamw[1].param_groups[0]["betas"] == (0.9, 0.99)
-    sgd = build_optimizers(method, OptimizerConfig(name="sgd", weight_decay=0.1))
-    assert {group["weight_decay"] for group in sgd[0].param_groups} == {0.1}
 
 
 def test_tensorboard_events_are_written_when_asked(domains: list[str], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from distuda.errors import RunFailed, UserError
 from distuda.plan import load_phases
 from distuda.recipe import Recipe
 from tune import sweep as room
+from tune.charts import axis_of
 from tune.records import Record, Records
 from tune.report import render
 from tune.results import best_yaml, ranking
@@ -316,6 +317,11 @@ def test_the_choice_is_by_mean_place_over_finished_trials(tmp_path: Path) -> Non
     assert [
         one.number for one in ranking(made(tmp_path / "b", [("stopped", 0.1, 0), ("failed", 0, 0)]), ["entropy"], 1)
     ] == [0]
+
+
+def test_options_of_a_chart_are_numbers_by_size_then_words() -> None:
+    axis = axis_of("x", [0.001, 1e-09, "none", 0.0008, None, 10, 9], None)
+    assert [label for _, label in axis.marks()] == ["1e-09", "0.0008", "0.001", "9", "10", "none"]
 
 
 def test_the_oracle_is_called_so_everywhere(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def ranking(records: Records, choose: Sequence[str], seeds: int) -> list[Found]:
         names = ["miou" if name == TARGET_MIOU else name for name in choose]
         found = [one for one in found if all(name in one.scores for name in names)]
         if found:
-            return _ranked(found, names)
+            return by_mean_place(found, names)
     return []
 
 
@@ -79,7 +79,8 @@ def _mean(number: int, group: list[Record]) -> Found:
     return Found(number, group, {name: statistics.fmean(record.scores[name] for record in group) for name in names})
 
 
-def _ranked(found: list[Found], names: Sequence[str]) -> list[Found]:
+def by_mean_place(found: Sequence[Found], names: Sequence[str]) -> list[Found]:
+    """Give each its mean place over the scores of these names, equal values sharing the better one; the best first."""
     for one in found:
         places = [1 + sum(other.scores[name] > one.scores[name] for other in found) for name in names]
         one.rank = statistics.fmean(places)
