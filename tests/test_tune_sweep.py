@@ -324,6 +324,18 @@ def test_options_of_a_chart_are_numbers_by_size_then_words() -> None:
     assert [label for _, label in axis.marks()] == ["1e-09", "0.0008", "0.001", "9", "10", "none"]
 
 
+def test_null_is_an_option_that_the_page_shows(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("source.rare_class_temperature: {choice: [null, 0.05]}\n")
+    records = made(tmp_path, [("finished", 0.9, 0.1), ("finished", 0.8, 0.8)])
+    for record, value in zip(records, (None, 0.05), strict=True):
+        record.configuration = {"source.rare_class_temperature": value}
+        records.save(record)
+    page = render(
+        records, ranking(records, ["entropy"], 1), load_space(str(tmp_path / "space.yaml")), "entropy", ["entropy"]
+    )
+    assert ">null</text>" in page and ">0.05</text>" in page
+
+
 def test_the_oracle_is_called_so_everywhere(tmp_path: Path) -> None:
     records = Records(str(tmp_path))
     [record] = records.add(0, {"optimizer.lr": 0.1}, 1)

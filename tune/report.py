@@ -78,10 +78,14 @@ def _axes(records: Sequence[Record], space: Space) -> list[Axis]:
     spans = space.ranges()
     axes = []
     for path in space.paths():
-        values = [record.configuration.get(path) for record in records]
-        if any(value is not None for value in values):
+        if values := [_shown(record)[path] for record in records if path in record.configuration]:
             axes.append(axis_of(path, values, spans.get(path)))
     return axes
+
+
+def _shown(record: Record) -> dict[str, Any]:
+    """A configuration in which null is an option like others, not a field that the configuration lacks."""
+    return {path: "null" if value is None else value for path, value in record.configuration.items()}
 
 
 def _lines(records: Sequence[Record], place: dict[str, int], count: int) -> list[Line]:
@@ -91,7 +95,7 @@ def _lines(records: Sequence[Record], place: dict[str, int], count: int) -> list
         share = None if at is None else 1 - (at - 1) / max(1, count - 1)
         scores = {label_of(name): value for name, value in record.scores.items()}
         text = f"trial {record.id}, {record.status}: {' '.join(words_of(record.configuration))}"
-        lines.append(Line(text, {**record.configuration, **scores}, share))
+        lines.append(Line(text, {**_shown(record), **scores}, share))
     return lines
 
 
@@ -126,5 +130,6 @@ def _points(folder: str, key: str) -> list[Point]:
 
 
 def _cells(record: Record, paths: Sequence[str]) -> list[Any]:
-    values = [record.configuration.get(path) for path in paths]
+    shown = _shown(record)
+    values = [shown.get(path) for path in paths]
     return ["" if v is None else v if isinstance(v, str) else json.dumps(v) for v in values]
