@@ -16,7 +16,19 @@ def gradients(x: torch.Tensor, weight: torch.Tensor, call: object, up: torch.Ten
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "dilation"),
-    [(3, 1, 1, 1), (5, 1, 2, 1), (5, 1, 4, 2), (3, 2, 1, 1), (5, 2, 0, 1), (3, 1, 0, 1)],
+    [
+        (3, 1, 1, 1),
+        (5, 1, 2, 1),
+        (5, 1, 4, 2),
+        (3, 2, 1, 1),
+        (5, 2, 0, 1),
+        (3, 1, 0, 1),
+        (3, 1, 8, 8),
+        (5, 1, 3, 3),
+        (7, 1, 3, 1),
+        (3, 2, 2, 2),
+        (2, 1, 0, 1),
+    ],
 )
 def test_gradient_equals_torch_within_bfloat16(kernel: int, stride: int, padding: int, dilation: int) -> None:
     random = torch.Generator().manual_seed(0)
