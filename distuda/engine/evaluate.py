@@ -13,7 +13,7 @@ from distuda.data.batch import Batch
 from distuda.data.labels import ClassTable
 from distuda.engine.video import Video
 from distuda.losses import world_size
-from distuda.metrics.confusion import Confusion
+from distuda.metrics.confusion import Confusion, class_map
 from distuda.metrics.label_free import DEFAULT_SCORES, make_scores
 from distuda.metrics.score import Predict, Score, Setting
 from distuda.models.segmenter import Segmenter
@@ -100,7 +100,7 @@ def _logits(model: Segmenter, image_BCHW: Tensor, size: tuple[int, int], *, bf16
 
 
 def _class_map(predict: Predict, image_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    return predict(image_BCHW, size).argmax(dim=1)
+    return class_map(predict(image_BCHW, size))
 
 
 def _predicted(
@@ -110,7 +110,7 @@ def _predicted(
     for batch in (sample.to(device) for sample in samples):
         height, width = (batch.image_BCHW if batch.label_BHW is None else batch.label_BHW).shape[-2:]
         logits = predict(batch.image_BCHW, (height, width))
-        yield batch, logits, logits.argmax(dim=1)
+        yield batch, logits, class_map(logits)
 
 
 def _feed(made: Sequence[Score], domain: str, batch: Batch, logits: Tensor, prediction: Tensor) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distuda.data.augment import PhotometryConfig, photometry
 from distuda.data.batch import Batch
-from distuda.metrics.confusion import Confusion
+from distuda.metrics.confusion import Confusion, class_map
 from distuda.metrics.score import Setting
 
 JITTER = PhotometryConfig(probability=1, brightness=0.25, contrast=0.25, saturation=0.25, hue=0.05, blur=0)
@@ -44,7 +44,7 @@ class AugmentationConsistency:
         """Add images, each seen once more."""
         size = (prediction_BHW.shape[-2], prediction_BHW.shape[-1])
         changed = photometry(batch.image_BCHW.float() / 255, batch.seed_B, JITTER, "augmentation_consistency").flip(-1)
-        again = self.predict(changed * 255, size).argmax(dim=1).flip(-1)
+        again = class_map(self.predict(changed * 255, size)).flip(-1)
         self.confusion.update(again, prediction_BHW)
 
     def all_reduce(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from distuda.data.batch import Batch
 from distuda.data.labels import IGNORE, ClassTable
 from distuda.engine.evaluate import logits_at
-from distuda.metrics.confusion import Confusion
+from distuda.metrics.confusion import Confusion, class_map
 from distuda.models.segmenter import Segmenter
 
 PANEL_WIDTH = 320
@@ -86,7 +86,7 @@ def make_panel(batch: Batch, predictors: Mapping[str, Segmenter], table: ClassTa
     for name, predictor in predictors.items():
         device = next(predictor.parameters()).device
         logits_BCHW = logits_at(predictor, batch.image_BCHW.to(device), (height, width))
-        prediction = logits_BCHW.argmax(dim=1)[0]
+        prediction = class_map(logits_BCHW)[0]
         if label is not None:
             scores[name] = image_miou(prediction, label, table.num_classes)
         caption = f"mIoU {100 * scores[name]:.1f}" if math.isfinite(scores.get(name, math.nan)) else ""

@@ -24,6 +24,7 @@ from distuda.data.labels import IGNORE, ClassTable
 from distuda.data.reader import read_samples
 from distuda.engine.evaluate import logits_at
 from distuda.engine.video import Video
+from distuda.metrics.confusion import class_map
 from distuda.models.segmenter import Segmenter
 from distuda.report.panels import PANEL_WIDTH, data_uri, describe, spread
 from distuda.report.templates import template
@@ -149,7 +150,7 @@ def script() -> tuple[str, str]:
 @torch.no_grad()
 def _class_map(network: Segmenter, image_BCHW: Tensor, size: Size) -> Tensor:
     device = next(network.parameters()).device
-    return logits_at(network, image_BCHW.to(device), size).argmax(dim=1)
+    return class_map(logits_at(network, image_BCHW.to(device), size))
 
 
 def _caption(measured: Video) -> str:
