@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--work", default="runs/selection")
     parser.add_argument("--results", default=str(HERE / "label_free_selection.json"))
     parser.add_argument("--num", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=216, help="of a trial; evaluated at each third")
+    parser.add_argument("--steps", type=int, default=216, help="of a trial")
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--asha", action="store_true")
     arguments = parser.parse_args()
@@ -59,12 +59,13 @@ def run(arguments: argparse.Namespace, name: str) -> Trial:
     work = Path(arguments.work).absolute()
     out = work / f"{name}-{arguments.steps}"
     words = ["--num", str(arguments.num), "--concurrent", str(arguments.concurrent), "--choose", "aggregate"]
-    words += ["--scheduler", "asha"] if arguments.asha else []
+    words += ["--scheduler", "asha"] if arguments.asha else []  # looks at each third of the steps
+    every = arguments.steps // (3 if arguments.asha else 1)
     fresh = not (out / "sweep.json").exists()
     began_s = time.time()
     distuda(
         "sweep", "recipes/source_only.yaml", *data(arguments, work), f"steps={arguments.steps}",
-        f"evaluation.every_steps={arguments.steps // 3}", "evaluation.scores=all", "evaluation.source_limit=48",
+        f"evaluation.every_steps={every}", "evaluation.scores=all", "evaluation.source_limit=48",
         "augment.crop=[144,192]", "log_every_steps=24", "checkpoint.keep_last=1", "source.rare_class_min_pixels=500",
         "--space", "benchmarks/label_free_space.yaml", "--out", str(out), "--resume", *words,
     )  # fmt: skip
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace, name: str) -> Trial:
 def data(arguments: argparse.Namespace, work: Path) -> list[str]:
     """Words that name the domains; target labels only score."""
     if arguments.which == "streets":
-        uris = ["streets://day?num=240", "streets://dusk?num=240", "streets://dusk/val?num=60"]
+        uris = [f"streets://{name}&size=144x240" for name in ("day?num=240", "dusk?num=240", "dusk/val?num=40")]
         sizes = []
     else:
         if not arguments.camvid or not (Path(arguments.camvid) / "train").is_dir():
