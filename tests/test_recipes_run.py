@@ -56,7 +56,7 @@ TRAINED = [path for path in RECIPES if path not in WEAK]
 
 @pytest.fixture(scope="module")
 def siblings(domains: list[str]) -> set[Path]:
-    """Recipes whose method another one trains on the same ResNet-101: they differ in settings, so a small one will do."""
+    """Recipes whose method another one trains on the same ResNet-101: a small network will do."""
     first: dict[str, Path] = {}
     for path in TRAINED:
         recipe = load_phases(str(path), [*domains, "out=unused"])[0].recipe

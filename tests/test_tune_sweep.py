@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -186,7 +187,11 @@ def test_a_kill_loses_nothing_that_was_finished(
     environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
     if victim == "driver":  # the other one brings a cluster of its own
         environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    driver = subprocess.Popen(command, env=environment, cwd=ROOT)
+    shown: list[bytes] = []
+    terminal, error = pty.openpty()  # a terminal has the live table
+    threading.Thread(target=drain, args=(terminal, shown), daemon=True).start()
+    driver = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=error)
+    os.close(error)
     try:
         wait_until(lambda: evaluations(out / "trials" / "0001") and status(out, "0000") == "finished", driver)
         if victim == "head":
@@ -196,6 +201,7 @@ def test_a_kill_loses_nothing_that_was_finished(
     finally:
         driver.kill()
         driver.wait()
+    assert b"of 3 trials, 1 finished" in b"".join(shown)
     before = (out / "trials" / "0000" / "metrics.jsonl").stat().st_mtime_ns
     reached = evaluations(out / "trials" / "0001")
     assert status(out, "0001") == "running" and reached < 20
@@ -224,6 +230,13 @@ def status(out: Path, trial: str) -> str:
 
 def evaluations(folder: Path) -> int:
     return sum(row["kind"] == "evaluation" for row in read_rows(str(folder)))
+
+
+def drain(terminal: int, shown: list[bytes]) -> None:
+    """Keep what a process writes to its terminal, until it has ended."""
+    with suppress(OSError):
+        while chunk := os.read(terminal, 65536):
+            shown.append(chunk)
 
 
 def wait_until(done: Callable[[], Any], driver: "subprocess.Popen[bytes]", patience_s: float = 250) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tune.records import Record, Records
 from tune.results import label_of
-from tune.space import words_of
+from tune.space import Configuration, words_of
 
 
 class Observer(tune.Callback):
@@ -32,6 +32,10 @@ class Observer(tune.Callback):
         self.live = Live(console=Console(stderr=True), refresh_per_second=2) if sys.stderr.isatty() else None
         self.began_s = time.monotonic()
         self._told: set[tuple[str, int, str]] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks when it starts; the copy, which nobody uses, has no terminal."""
+        return {**self.__dict__, "live": None}
 
     def __enter__(self) -> "Observer":
         if self.live:
@@ -112,25 +116,36 @@ class Observer(tune.Callback):
 
     def _say(self, record: Record, text: str) -> None:
         key = (record.id, record.step, text)
-        if self.live or key in self._told:
+        if key in self._told:
             return
         self._told.add(key)
-        print(f"trial {record.id}  {text}", file=sys.stderr, flush=True)
+        if not self.live:
+            print(f"trial {record.id}  {text}", file=sys.stderr, flush=True)
+        elif record.status == "failed":  # the table has no room for a cause
+            self.live.console.print(f"trial {record.id}  {text}", markup=False, highlight=False)
 
     def table(self) -> Table:
         """The best trials so far and those under way."""
         counts = {status: sum(r.status == status for r in self.records) for status in ("finished", "stopped", "failed")}
         said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         minutes = (time.monotonic() - self.began_s) / 60
-        table = Table(title=f"{len(self.records)} of {self.num} trials, {said or 'none ended'}, {minutes:.1f} min",
-                      title_justify="left")  # fmt: skip
-        for name in ("trial", "status", "step", label_of(self.objective), "s", "configuration"):
-            table.add_column(name, overflow="fold")
-        rows = sorted(self.records, key=lambda r: (r.status != "running", -self._value(r)))
+        title = f"{len(self.records)} of {self.num} trials, {said or 'none ended'}, {minutes:.1f} min"
+        table = Table(title=f"{title}; score: {label_of(self.objective)}", title_justify="left")
+        for name in ("trial", "status", "step", "score", "s", "configuration"):
+            table.add_column(name)
+        rows = sorted(self.records, key=lambda r: (r.status != "running", r.status == "failed", -self._value(r)))
         for record in rows[: self.ROWS]:
             value = self._value(record)
+            words = Text(record.reason or _briefly(record.configuration), no_wrap=True, overflow="ellipsis")
             table.add_row(
                 record.id, record.status, str(record.step), f"{value:.4f}" if value > float("-inf") else "",
-                f"{record.seconds:.0f}", escape(record.reason or " ".join(words_of(record.configuration))),
+                f"{record.seconds:.0f}", words,
             )  # fmt: skip
         return table
+
+
+def _briefly(configuration: Configuration) -> str:
+    """Its words with the last part of each field's name and three digits of numbers: a line of a table is short."""
+    rounded = {name: float(f"{v:.3g}") if isinstance(v, float) else v for name, v in configuration.items()}
+    named = (word.split("=", 1) for word in words_of(rounded))
+    return " ".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in named)
