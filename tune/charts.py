@@ -117,10 +117,13 @@ def scatter(x: Axis, y: Axis, lines: Sequence[Line]) -> Markup:
     for at, words in y.marks():
         parts.append(Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
             left - 6, top + (1 - at) * height + 4, words))  # fmt: skip
-    for at, words in x.marks():
+    marks = x.marks()
+    low = x.options and len(marks) > 3  # every other label a line below, where they would run into each other
+    for i, (at, words) in enumerate(marks):
         anchor = "middle" if x.options else ("start", "end")[round(at)]
+        below = 16 + 12 * (i % 2 if low else 0)
         parts.append(Markup('<text x="{:.1f}" y="{}" text-anchor="{}">{}</text>').format(
-            left + at * width, top + height + 16, anchor, words[:18]))  # fmt: skip
+            left + at * width, top + height + below, anchor, words[:18]))  # fmt: skip
     for line in lines:
         across, up = x.place(line.values.get(x.name)), y.place(line.values.get(y.name))
         if across is not None and up is not None:
@@ -129,6 +132,6 @@ def scatter(x: Axis, y: Axis, lines: Sequence[Line]) -> Markup:
                 '<circle cx="{:.1f}" cy="{:.1f}" r="4" fill="{}" fill-opacity="0.85"><title>{}</title></circle>'
             ).format(left + across * width, top + (1 - up) * height, colour, line.text))  # fmt: skip
     head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" class="chart">').format(
-        left + width + 14, top + height + 22, f"{y.name} against {x.name}"
+        left + width + 14, top + height + (34 if low else 22), f"{y.name} against {x.name}"
     )
     return head + Markup("").join(parts) + Markup("</svg>")
