@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=216, help="of a trial")
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--asha", action="store_true")
+    parser.add_argument("--min-lr", type=float, default=0, help="compare configurations from this learning rate on")
     arguments = parser.parse_args()
     results = Path(arguments.results)
     kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
@@ -51,7 +52,7 @@ def main() -> None:
         name = arguments.which + ("_asha" if arguments.asha else "")
         kept[name] = run(arguments, name)
         results.write_text(json.dumps(kept, indent=1) + "\n")
-    print(markdown(kept))
+    print(markdown(kept, arguments.min_lr))
 
 
 def run(arguments: argparse.Namespace, name: str) -> Trial:
@@ -97,9 +98,9 @@ def data(arguments: argparse.Namespace, work: Path) -> list[str]:
 # What came out -------------------------------------------------------------------------------------------------------
 
 
-def markdown(kept: dict[str, Any]) -> str:
+def markdown(kept: dict[str, Any], min_lr: float) -> str:
     """Scores on both data sets, then ASHA."""
-    sets = {name: finished(sweep) for name, sweep in kept.items() if not name.endswith("_asha")}
+    sets = {name: finished(sweep, min_lr) for name, sweep in kept.items() if not name.endswith("_asha")}
     lines = []
     for name, trials in sets.items():
         mious = [100 * trial[ORACLE] for trial in trials]
@@ -127,9 +128,9 @@ def pairs() -> list[tuple[str, tuple[str, ...]]]:
     return [(" + ".join(pair), pair) for pair in combinations(SCORES, 2)]
 
 
-def finished(sweep: dict[str, Any]) -> list[Trial]:
-    """Trials that were trained to their end."""
-    return [trial for trial in sweep["trials"] if trial["status"] == "finished"]
+def finished(sweep: dict[str, Any], min_lr: float) -> list[Trial]:
+    """Trials that were trained to their end, at this learning rate or a higher one."""
+    return [t for t in sweep["trials"] if t["status"] == "finished" and t["optimizer.lr"] >= min_lr]
 
 
 def judge(trials: list[Trial], scores: tuple[str, ...]) -> tuple[float, float]:
