@@ -92,6 +92,19 @@ def test_ignored_pixels_are_no_false_positives() -> None:
     assert confusion_of(torch.tensor([[0, 0, 0, 1]]), label, 2).iou()[0] == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_a_prediction_of_no_class_counts_nowhere_the_label_is_ignored(dtype: torch.dtype) -> None:
+    """Masks that a phase made say 255 where they are silent; panels ignore the label there."""
+    prediction = torch.tensor([[0, 1, IGNORE, IGNORE, 2]], dtype=dtype)
+    label = torch.tensor([[0, 1, IGNORE, IGNORE, 1]], dtype=dtype)
+    assert confusion_of(prediction, label, 3).counts_CC.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_a_prediction_of_no_class_on_a_label_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"outside .*prediction 255"):
+        confusion_of(torch.tensor([[0, IGNORE, 1]]), torch.tensor([[0, 2, IGNORE]]), 3)
+
+
 def test_nothing_labelled_is_nan_not_zero() -> None:
     empty = confusion_of(torch.zeros(1, 4, dtype=torch.long), torch.full((1, 4), IGNORE), 3)
     assert math.isnan(empty.miou())

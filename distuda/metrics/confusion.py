@@ -33,17 +33,30 @@ class Confusion:
         self.counts_CC = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
 
     def update(self, prediction_HW: Tensor, label_HW: Tensor) -> None:
-        """Add one or more images; both integer tensors of the same shape, on one device."""
+        """Add one or more images; both integer tensors of the same shape, on one device.
+
+        Raises:
+            ValueError: shapes differ, or a pixel whose label counts has a label or a prediction outside [0, C).
+        """
         if prediction_HW.shape != label_HW.shape:
             raise ValueError(
                 f"prediction {tuple(prediction_HW.shape)} and label {tuple(label_HW.shape)} differ in shape"
             )
-        index = label_HW.flatten().long() * self.num_classes + prediction_HW.flatten()
+        index = label_HW.flatten().long() * self.num_classes + self._counted(prediction_HW, label_HW).flatten()
         counts = torch.bincount(index, minlength=(IGNORE + 1) * self.num_classes).view(-1, self.num_classes)
         if counts[self.num_classes : IGNORE].any() or len(counts) > IGNORE + 1:
             wrong = label_HW[(label_HW >= self.num_classes) & (label_HW != IGNORE)]
             raise ValueError(f"an id is outside [0, {self.num_classes}): label {wrong.max()}")
         self.counts_CC = self.counts_CC.to(counts.device) + counts[: self.num_classes]
+
+    def _counted(self, prediction_HW: Tensor, label_HW: Tensor) -> Tensor:
+        """The prediction with any class in place of what it says where the label is ignored, if it says no class."""
+        if not prediction_HW.numel() or int(prediction_HW.max()) < self.num_classes:
+            return prediction_HW
+        prediction_HW = prediction_HW.masked_fill(label_HW == IGNORE, 0)
+        if int(prediction_HW.max()) >= self.num_classes:
+            raise ValueError(f"an id is outside [0, {self.num_classes}): prediction {prediction_HW.max()}")
+        return prediction_HW
 
     def all_reduce(self) -> None:
         """Sum over ranks; nothing with one rank."""
