@@ -135,8 +135,10 @@ def to_yaml(phases: Sequence[Phase]) -> str:
         values["init_from"] = names.get(values["init_from"], values["init_from"])
         for domain in ("source", "target"):
             values[domain]["columns"] = [names.get(uri, uri) for uri in values[domain]["columns"]]
-        stages.append({"name": phase.name, **values})
-    return OmegaConf.to_yaml(OmegaConf.create({"out": outer(phases), "phases": stages}))
+        once = {"name": phase.base or phase.name}
+        stages.append({**once, "round": phase.round, **values} if phase.round else {**once, **values})
+    shared = {"out": outer(phases), "stop_ratio": phases[0].stop_ratio}
+    return OmegaConf.to_yaml(OmegaConf.create({**shared, "phases": stages}))
 
 
 def phase_folders(uri: str) -> list[str]:
@@ -192,7 +194,9 @@ def _mappings(listed: Any) -> list[dict[str, Any]]:
 
 def _stage(fields: dict[str, Any], number: int, place: int) -> _Stage:
     fields = copy.deepcopy(fields)
-    name = fields.pop("name", None)
+    name, number = fields.pop("name", None), fields.pop("round", number)
+    if not isinstance(number, int) or number < 0:
+        raise UserError(f"phase {place + 1} has round {number!r}: should be a whole number, as phases.yaml writes it.")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
         raise UserError(f"phase {place + 1} has the name {name!r}. Give it a plain word: it becomes a folder's name.")
     _refuse_outer(name, fields)

@@ -83,6 +83,7 @@ def test_a_recipe_without_phases_is_one_nameless_phase(tmp_path: Path) -> None:
         ("phases: []\n", "", ["list of mappings"]),
         ("phases: {name: x}\n", "", ["list of mappings"]),
         ("phases: [x]\n", "", ["list of mappings"]),
+        ("phases: [{name: a, round: two}]\n", "", ["phase 1 has round 'two'", "whole number"]),
     ],
 )
 def test_a_mistake_is_named(text: str, word: str, says: list[str], tmp_path: Path) -> None:
@@ -214,9 +215,10 @@ def test_shared_columns_stay_beside_those_of_phases(tmp_path: Path) -> None:
 
 
 def test_unrolled_phases_are_read_back(tmp_path: Path) -> None:
-    phases = load_phases(written(tmp_path, ERASING), ["out=o"])
-    again = load_phases(written(tmp_path, to_yaml(phases), "again.yaml"))
-    assert [(phase.name, phase.recipe) for phase in again] == [(phase.name, phase.recipe) for phase in phases]
+    """With what ends the rounds early and which phase is which round's, so that a run from them does the same."""
+    phases = load_phases(written(tmp_path, ERASING), ["out=o", "stop_ratio=1.5"])
+    assert [phase.round for phase in phases if phase.base == "erase"] == [1, 2, 3]
+    assert load_phases(written(tmp_path, to_yaml(phases), "again.yaml")) == phases
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / PHASES).write_text(to_yaml(phases))
     assert [Path(folder).name for folder in phase_folders(str(tmp_path / "o"))] == [phase.name for phase in phases]
@@ -239,6 +241,7 @@ def test_what_followed_a_round_that_is_left_out_follows_the_one_before(tmp_path:
         (["phases.erase_9.workers=1"], ["no phase 'erase_9'", "erase_3"]),
         (["phases.masks.relabel=compos"], ["phase 'masks'", "not a relabel phase", "did you mean 'compose'"]),
         (["phases.masks.steps=3"], ["phase 'masks'", "unknown field 'steps'"]),
+        (["phases.erase.round=2"], ["phase 'erase_1'", "unknown field 'round'"]),
         (["stpes=3"], ["unknown field 'stpes', did you mean 'steps'"]),
     ],
 )
