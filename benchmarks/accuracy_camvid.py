@@ -62,6 +62,9 @@ STUDY = Study(
         "~ self-training, masked, block 16, half": [
             SELF_TRAINING, "method.lambda_mask=1", "method.mask_block=16", "method.mask_ratio=0.5",
         ],
+        "~ self-training, masked, block 16, weight 0.3": [
+            SELF_TRAINING, "method.lambda_mask=0.3", "method.mask_block=16",
+        ],
         "~ self-training, masked alone": [SELF_TRAINING, "method.lambda_mask=1", "method.lambda_mix=0"],
     },
     common=["source.size=[240,320]", "target.size=[240,320]", "evaluation.size=[240,320]", "augment.crop=[180,240]"],
