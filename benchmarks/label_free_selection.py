@@ -35,6 +35,7 @@ Trial = dict[str, Any]
 
 
 def main() -> None:
+    """Train one more sweep if asked to, keep its trials, and print what each score would have chosen."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("which", choices=["camvid", "streets", "table"])
     parser.add_argument("--camvid")

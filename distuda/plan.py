@@ -127,7 +127,7 @@ def _at_most(uri: str, rounds: int, folder: str) -> str:
 
 
 def to_yaml(phases: Sequence[Phase]) -> str:
-    """All phases as resolved, rounds unrolled, as YAML that `load_phases` reads back."""
+    """All phases as resolved, rounds unrolled and each with its `round`, as YAML that `load_phases` reads back."""
     names = {str(phase.recipe.out): phase.name for phase in phases}
     stages = []
     for phase in phases:
@@ -179,6 +179,10 @@ def _stages(listed: Any, rounds: int) -> list[_Stage]:
             raise UserError("a phase with 'repeat' holds nothing else. The count is the recipe's own field 'rounds'.")
         for number in range(1, rounds + 1):
             found += [_stage(inner, number, len(found)) for inner in _mappings(stage["repeat"])]
+    if rounds > 1 and not any("repeat" in stage for stage in _mappings(listed)):
+        raise UserError(
+            f"rounds={rounds}: no phase is under 'repeat' in this recipe. Leave rounds out, or put some there."
+        )
     names = [stage.name for stage in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two phases have the name {twice!r}. Rename one of them.")
@@ -195,7 +199,7 @@ def _mappings(listed: Any) -> list[dict[str, Any]]:
 def _stage(fields: dict[str, Any], number: int, place: int) -> _Stage:
     fields = copy.deepcopy(fields)
     name, number = fields.pop("name", None), fields.pop("round", number)
-    if not isinstance(number, int) or number < 0:
+    if type(number) is not int or number < 0:  # true is an int, too
         raise UserError(f"phase {place + 1} has round {number!r}: should be a whole number, as phases.yaml writes it.")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
         raise UserError(f"phase {place + 1} has the name {name!r}. Give it a plain word: it becomes a folder's name.")

@@ -83,6 +83,8 @@ def test_a_recipe_without_phases_is_one_nameless_phase(tmp_path: Path) -> None:
         ("phases: []\n", "", ["list of mappings"]),
         ("phases: {name: x}\n", "", ["list of mappings"]),
         ("phases: [x]\n", "", ["list of mappings"]),
+        ("phases: [{name: a}]\n", "rounds=2", ["rounds=2", "'repeat'"]),
+        ("phases: [{name: a, round: true}]\n", "", ["phase 1 has round True"]),
         ("phases: [{name: a, round: two}]\n", "", ["phase 1 has round 'two'", "whole number"]),
     ],
 )
