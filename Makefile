@@ -4,14 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test lint install
+.PHONY: demo test test-cluster lint install
 
 demo: $(READY)
 	$(BIN)/distuda demo
 
-# two files at a time: many tests wait for Ray's processes
+# three files at a time on two cores: many tests wait for Ray's processes
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not cluster"
+
+test-cluster: $(READY)
+	$(PYTEST) -m cluster
 
 lint: $(READY)
 	$(BIN)/ruff check .

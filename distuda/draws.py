@@ -26,15 +26,15 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _salt(name: str) -> int:
+def salt(name: str) -> int:
+    """The number that stands for a name; the same for ever, so `engine.step` may tell a compiler so."""
     return zlib.crc32(name.encode())
 
 
 def fold(seed_B: Tensor, name: str | int) -> Tensor:
     """New seeds for a named use: two names give independent draws from the same seeds."""
-    salt = _salt(name) if isinstance(name, str) else name
-    return _mix(_mix(seed_B + (salt * 2 + 1)) + _GOLDEN)
+    number = salt(name) if isinstance(name, str) else name
+    return _mix(_mix(seed_B + (number * 2 + 1)) + _GOLDEN)
 
 
 def uniform(seed_B: Tensor, name: str, *shape: int) -> Tensor:

@@ -25,6 +25,7 @@ from settings import TINY
 from distuda.engine.run import open_run
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parent.parent
 
 

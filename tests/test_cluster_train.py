@@ -25,6 +25,7 @@ from distuda.errors import RunFailed, UserError
 from distuda.recipe import Recipe
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parent.parent
 MEASURED = {"images_per_s", "data_wait_s", "memory_gib"}
 

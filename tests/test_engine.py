@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,23 @@ def test_target_miou_needs_labels(domains: list[str]) -> None:
     for word in (f"evaluation.uri={target}", "evaluation.uri=none"):
         with pytest.raises(UserError, match="target_miou"):
             open_data(tiny_recipe(*domains, word, "checkpoint.best_by=target_miou"))
+
+
+def test_a_compiled_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        captured.append(graph)
+        return graph.forward  # what was captured, run as it is
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    losses = []
+    for words in ([], ["compile=true"]):
+        recipe = tiny_recipe(*words)
+        step = Step(tiny_method(recipe), recipe, torch.device("cpu"))
+        losses.append([step(*(tiny_batch(2, i, domain) for domain in ("source", "target")))["loss"] for i in (1, 2)])
+    torch.testing.assert_close(losses[0], losses[1])
+    assert len(captured) == 1  # whole: a break in it would cost what compiling gains
 
 
 def test_accumulation_must_divide_the_batch(domains: list[str]) -> None:

@@ -56,13 +56,15 @@ TRAINED = [path for path in RECIPES if path not in WEAK]
 
 @pytest.fixture(scope="module")
 def siblings(domains: list[str]) -> set[Path]:
-    """Recipes whose method another one trains on the same ResNet-101: a small network will do."""
-    first: dict[str, Path] = {}
+    """Recipes whose method another one trains on the same large network: a small one will do."""
+    first: dict[tuple[str, str], Path] = {}
+    later = set()
     for path in TRAINED:
         recipe = load_phases(str(path), [*domains, "out=unused"])[0].recipe
-        if recipe.model.name == "deeplabv2_resnet101":
-            first.setdefault(recipe.method.name, path)
-    return {path for path in TRAINED if path.stem.endswith("resnet101")} - set(first.values())
+        large = recipe.model.name in ("deeplabv2_resnet101", "deeplabv2_vgg16")
+        if large and first.setdefault((recipe.model.name, recipe.method.name), path) != path:
+            later.add(path)
+    return later
 
 
 @pytest.mark.parametrize("path", [*TRAINED, Path("distuda/demo.yaml")], ids=lambda path: path.stem)

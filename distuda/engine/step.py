@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from distuda import draws
 from distuda.data.augment import RareClassFocus, geometry
 from distuda.data.batch import Batch
 from distuda.engine.schedule import build_optimizers, build_schedules
@@ -118,6 +119,8 @@ def _wrap(method: Method, recipe: Recipe, device: torch.device) -> nn.Module:
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     wrapped: nn.Module = method
     if recipe.compile:
+        # said here, not at its definition: saying it imports the compiler, a second that every worker would pay
+        torch.compiler.assume_constant_result(draws.salt)
         wrapped = torch.compile(wrapped)  # type: ignore[assignment]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # Buffers are a rank's own in a step (two forwards a step would trip over a broadcast); `sync_buffers`

@@ -1,0 +1,156 @@
+"""Sweeps that lose a trial, a worker, the driver or the head; trials that are processes of their own."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from sweeps import ROOT, SPACE, WORDS, plan_for, trials
+
+from distuda.engine.run import read_rows
+from distuda.errors import RunFailed, UserError
+from tune.run import ProcessRun, Task
+from tune.space import load_space
+from tune.sweep import Plan, sweep
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_a_failed_trial_is_told_with_its_cause_and_stops_nothing(
+    domains: list[str], tmp_path: Path, local_ray: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = "optimizer.lr: {choice: [1.0e-3, 1.0e+30]}\n"
+    files = sweep(plan_for(tmp_path, domains, text, search="grid", concurrent=1))
+    good, bad = trials(tmp_path)
+    assert (good.status, bad.status) == ("finished", "failed")
+    assert "Lower optimizer.lr" in bad.reason and "\n" not in bad.reason
+    assert f"trial 0001  failed: {bad.reason}" in capfd.readouterr().err
+    assert pq.read_table(files["results.parquet"])["reason"].to_pylist() == [None, bad.reason]
+    with pytest.raises(RunFailed, match=r"no trial came to an end; the first failed with: .*Lower optimizer.lr"):
+        sweep(plan_for(tmp_path / "none", domains, "optimizer.lr: {choice: [1.0e+30]}\n", search="grid"))
+
+
+@pytest.mark.parametrize("victim", ["driver", "head"])
+def test_a_kill_loses_nothing_that_was_finished(
+    victim: str, domains: list[str], tmp_path: Path, local_ray: None
+) -> None:
+    import ray
+
+    (tmp_path / "space.yaml").write_text(SPACE)
+    out = tmp_path / "sweep"
+    words = [*WORDS, *domains, "steps=40"]
+    command = [sys.executable, "-m", "distuda", "sweep", *words, "--space", str(tmp_path / "space.yaml"), "--num", "3",
+               "--concurrent", "1", "--out", str(out)]  # fmt: skip
+    environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
+    if victim == "driver":  # the other one brings a cluster of its own
+        environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    shown: list[bytes] = []
+    terminal, error = pty.openpty()  # a terminal has the live table
+    threading.Thread(target=drain, args=(terminal, shown), daemon=True).start()
+    driver = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=error)
+    os.close(error)
+    try:
+        wait_until(lambda: evaluations(out / "trials" / "0001") and status(out, "0000") == "finished", driver)
+        if victim == "head":
+            [head] = [p for p in psutil.Process(driver.pid).children(recursive=True) if p.name() == "gcs_server"]
+            head.kill()
+            assert driver.wait(timeout=60) != 0
+    finally:
+        driver.kill()
+        driver.wait()
+    assert b"of 3 trials, 1 finished" in b"".join(shown)
+    before = (out / "trials" / "0000" / "metrics.jsonl").stat().st_mtime_ns
+    reached = evaluations(out / "trials" / "0001")
+    assert status(out, "0001") == "running" and reached < 20
+    sweep(
+        Plan(None, tuple(words), load_space(str(tmp_path / "space.yaml")), str(out), num=3, concurrent=1, resume=True)
+    )
+    assert [r.status for r in trials(tmp_path)] == ["finished"] * 3
+    assert (out / "trials" / "0000" / "metrics.jsonl").stat().st_mtime_ns == before
+    rows = read_rows(str(out / "trials" / "0001"))
+    assert [row["step"] for row in rows if row["kind"] == "evaluation"] == list(range(2, 41, 2))
+
+
+def test_a_lost_worker_costs_the_steps_since_its_checkpoint(
+    domains: list[str], tmp_path: Path, local_ray: None
+) -> None:
+    plan = plan_for(tmp_path, domains, SPACE, "steps=20", num=1)
+    killed: list[int] = []
+
+    def kill() -> None:
+        folder = tmp_path / "sweep" / "trials" / "0000"
+        while not evaluations(folder):
+            time.sleep(0.2)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if any(word.startswith("ray::") and "Trainable" in word for word in process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    sweep(plan)
+    killer.join(10)
+    assert killed and [r.status for r in trials(tmp_path)] == ["finished"]
+    rows = read_rows(str(tmp_path / "sweep" / "trials" / "0000"))
+    assert [row["step"] for row in rows if row["kind"] == "evaluation"] == list(range(2, 21, 2))
+
+
+def test_a_trial_with_workers_is_a_process_of_its_own(domains: list[str], tmp_path: Path, local_ray: None) -> None:
+    sweep(plan_for(tmp_path, domains, SPACE, "workers=1", num=1))
+    [only] = trials(tmp_path)
+    assert (only.status, only.step) == ("finished", 6)
+    assert only.scores["entropy"] == read_rows(str(tmp_path / "sweep" / "trials" / "0000"))[-1]["entropy"]
+
+
+def test_the_process_of_a_trial_tells_its_cause_and_ends_with_its_parent(domains: list[str], tmp_path: Path) -> None:
+    task = Task(None, (*WORDS, *domains, "source.uri=/nowhere"), str(tmp_path))
+    with pytest.raises(UserError, match="nowhere"):
+        ProcessRun(task, [], str(tmp_path / "bad"), "127.0.0.1:1").next()
+    long = ProcessRun(
+        Task(None, (*WORDS, *domains, "steps=100000"), str(tmp_path)), [], str(tmp_path / "long"), "local"
+    )
+    assert long.next()
+    process = long._process
+    assert process is not None and process.stdin is not None and process.poll() is None
+    process.stdin.close()  # what the kernel does when the parent dies
+    assert process.wait(timeout=20) == -signal.SIGKILL
+
+
+def status(out: Path, trial: str) -> str:
+    path = out / "trials" / trial / "trial.json"
+    return str(json.loads(path.read_text())["status"]) if path.exists() else ""
+
+
+def evaluations(folder: Path) -> int:
+    return sum(row["kind"] == "evaluation" for row in read_rows(str(folder)))
+
+
+def drain(terminal: int, shown: list[bytes]) -> None:
+    """Keep what a process writes to its terminal, until it has ended."""
+    with suppress(OSError):
+        while chunk := os.read(terminal, 65536):
+            shown.append(chunk)
+
+
+def wait_until(done: Callable[[], Any], driver: "subprocess.Popen[bytes]", patience_s: float = 250) -> None:
+    give_up_s = time.monotonic() + patience_s
+    while not done():
+        assert driver.poll() is None and time.monotonic() < give_up_s
+        time.sleep(0.2)
