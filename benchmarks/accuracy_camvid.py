@@ -65,6 +65,9 @@ STUDY = Study(
         "~ self-training, masked, block 16, weight 0.3": [
             SELF_TRAINING, "method.lambda_mask=0.3", "method.mask_block=16",
         ],
+        # all views under the same batch statistics, those of a masked image among them
+        "~ self-training, one pass": [SELF_TRAINING, "method.forward=joint"],
+        "~ self-training, masked, one pass": [SELF_TRAINING, "method.lambda_mask=1", "method.forward=joint"],
         "~ self-training, masked alone": [SELF_TRAINING, "method.lambda_mask=1", "method.lambda_mix=0"],
     },
     common=["source.size=[240,320]", "target.size=[240,320]", "evaluation.size=[240,320]", "augment.crop=[180,240]"],

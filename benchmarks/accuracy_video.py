@@ -21,6 +21,7 @@ SOURCE_ONLY, SELF_TRAINING = "recipes/source_only.yaml", "recipes/self_training.
 VIDEO = ["recipes/self_training_video.yaml"]
 ROWS: Rows = {
     "source_only": [SOURCE_ONLY],
+    "source_only_two": [SOURCE_ONLY, "batch_size=2"],  # as many source scenes as davsn and tps see
     "advent": ["recipes/advent.yaml"],
     "self_training": [SELF_TRAINING],
     "vat": ["recipes/advent.yaml", "method=vat", "batch_size=2"],
