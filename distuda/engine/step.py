@@ -119,7 +119,7 @@ def _wrap(method: Method, recipe: Recipe, device: torch.device) -> nn.Module:
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     wrapped: nn.Module = method
     if recipe.compile:
-        # said here, not at its definition: saying it imports the compiler, a second that whoever does not train need not pay
+        # not at its definition: saying so imports the compiler, a second that who does not train need not pay
         torch.compiler.assume_constant_result(draws.salt)
         wrapped = torch.compile(wrapped)  # type: ignore[assignment]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
