@@ -38,6 +38,12 @@ def domains(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"{name}.uri={root / folder}" for name, folder in names.items()]
 
 
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums come out in one order only if other processes use as many threads as the tests' own."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> None:
     """One Ray on loopback for the whole session; it ends with the process."""

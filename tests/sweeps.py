@@ -17,6 +17,7 @@ WORDS = [*TINY, "augment.crop=[32,32]", "evaluation.every_steps=2"]
 
 
 def plan_for(folder: Path, domains: list[str], text: str = SPACE, *words: str, **options: Any) -> Plan:
+    """Three trials, two at once, of ``text`` as the space, in ``folder/sweep``; ``options`` are fields of `Plan`."""
     folder.mkdir(exist_ok=True)
     (folder / "space.yaml").write_text(text)
     given = {"num": 3, "concurrent": 2, **options}
@@ -26,4 +27,5 @@ def plan_for(folder: Path, domains: list[str], text: str = SPACE, *words: str, *
 
 
 def trials(folder: Path) -> list[Record]:
+    """The records of `plan_for`'s sweep."""
     return list(Records(str(folder / "sweep")))

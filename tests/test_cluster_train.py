@@ -25,15 +25,13 @@ from distuda.errors import RunFailed, UserError
 from distuda.recipe import Recipe
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("one_thread")]
 ROOT = Path(__file__).parent.parent
 MEASURED = {"images_per_s", "data_wait_s", "memory_gib"}
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums come out in one order only if workers use as many threads as the tests' own process."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def quick_to_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # notice sooner that workers have ended
 
 

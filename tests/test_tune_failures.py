@@ -24,12 +24,7 @@ from tune.run import ProcessRun, Task
 from tune.space import load_space
 from tune.sweep import Plan, sweep
 
-pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("one_thread")]
 
 
 def test_a_failed_trial_is_told_with_its_cause_and_stops_nothing(

@@ -13,12 +13,7 @@ from distuda.plan import load_phases
 from distuda.recipe import Recipe
 from tune.sweep import Plan, sweep
 
-pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("one_thread")]
 
 
 def test_random_search_trains_each_trial_and_writes_what_it_found(
