@@ -54,6 +54,9 @@ class TeachingConfig(BaseModel):
     mask_block: int = Field(
         32, ge=1, description="side of a hidden block [pixels] (MIC: 64 at full, 32 at half Cityscapes resolution)"
     )
+    mask_on: Literal["target", "mix"] = Field(
+        "target", description="what is masked: the target image (MIC), or the mixed one, labels alike"
+    )
     lambda_video: float = Field(
         0.0, ge=0, description="weight of video consistency: labels of the frame before carried here, 0 = off (clips)"
     )
@@ -93,7 +96,6 @@ class Teaching(nn.Module):
 
     def views(self, source: Batch, target: Batch) -> tuple[dict[str, View], dict[str, Tensor]]:
         """What the student learns from beside the source (``mix``, ``mask``), and metrics."""
-        assert source.label_BHW is not None
         label_tgt, weight, max_prob = self.pseudo_label(target.image_BCHW)
         views: dict[str, View] = {}
         metrics = {"pseudo_weight": weight.mean(), "pseudo_max_prob": max_prob.mean()}
@@ -103,20 +105,14 @@ class Teaching(nn.Module):
             if self.config.flow_agreement:
                 weight = weight * (carried == label_tgt)
             if self.config.lambda_video:
-                image = augment.photometry(target.image_BCHW, target.seed_B, self.context.photometry, "video")
-                views["video"] = View(image, fold(target.seed_B, "video"), carried, weight_carried)
+                views["video"] = View(target.image_BCHW, target.seed_B, carried, weight_carried)
+        plain = View(target.image_BCHW, target.seed_B, label_tgt, weight)
+        mixed = _mixed(source, plain, self.context.num_classes)
         if self.config.lambda_mix:
-            mask = augment.classmix_mask(source.label_BHW, source.seed_B, self.context.num_classes)
-            image_mix = torch.where(mask[:, None], source.image_BCHW, target.image_BCHW)
-            views["mix"] = View(
-                augment.photometry(image_mix, target.seed_B, self.context.photometry, "mix"),
-                fold(target.seed_B, "mix"),
-                torch.where(mask, source.label_BHW, label_tgt),
-                torch.where(mask, torch.ones_like(weight), weight),
-            )
+            views["mix"] = mixed
         if self.config.lambda_mask:
-            views["mask"] = View(self._masked(target), fold(target.seed_B, "mask"), label_tgt, weight)
-        return views, metrics
+            views["mask"] = mixed if self.config.mask_on == "mix" else plain
+        return {name: self._strong(view, name) for name, view in views.items()}, metrics
 
     def terms(
         self,
@@ -164,16 +160,30 @@ class Teaching(nn.Module):
         inner = weight_BHW[:, top : height - bottom, left : width - right]
         return F.pad(inner, (left, right, top, bottom))
 
-    def _masked(self, target: Batch) -> Tensor:
-        """The target's strong view with blocks hidden; hidden pixels become 0 once normalised."""
-        image = augment.photometry(target.image_BCHW, target.seed_B, self.context.photometry, "mask")
-        size = (image.shape[-2], image.shape[-1])
-        kept = augment.block_mask(target.seed_B, size, self.config.mask_block, self.config.mask_ratio)
-        return image * kept + self.teacher.normalise.mean * (1 - kept)
+    def _strong(self, view: View, name: str) -> View:
+        """The view through jitter and blur of its own; ``mask`` with blocks hidden, which are 0 once normalised."""
+        image = augment.photometry(view.image_BCHW, view.seed_B, self.context.photometry, name)
+        if name == "mask":
+            size = (image.shape[-2], image.shape[-1])
+            kept = augment.block_mask(view.seed_B, size, self.config.mask_block, self.config.mask_ratio)
+            image = image * kept + self.teacher.normalise.mean * (1 - kept)
+        return view._replace(image_BCHW=image, seed_B=fold(view.seed_B, name))
 
     def follow(self, student: Segmenter, step: Tensor) -> None:
         """Move the teacher; its decay grows from 0 so that it starts as the student (DACS)."""
         update_ema(self.teacher, student, torch.clamp(1 - 1 / (step + 1), max=self.config.ema_decay))
+
+
+def _mixed(source: Batch, target: View, num_classes: int) -> View:
+    """The target with half of the classes of each source image pasted onto it, labels alike, at weight 1."""
+    assert source.label_BHW is not None and target.label_BHW is not None and target.weight_BHW is not None
+    pasted = augment.classmix_mask(source.label_BHW, source.seed_B, num_classes)
+    return View(
+        torch.where(pasted[:, None], source.image_BCHW, target.image_BCHW),
+        target.seed_B,
+        torch.where(pasted, source.label_BHW, target.label_BHW),
+        torch.where(pasted, torch.ones_like(target.weight_BHW), target.weight_BHW),
+    )
 
 
 class SelfTraining(Method):
