@@ -194,8 +194,9 @@ def sweep(
     resume: Annotated[bool, typer.Option("--resume", help="go on with the sweep in --out")] = False,
 ) -> None:
     """Search fields of a recipe by scores that need no target labels."""
+    from tune.plan import Plan
     from tune.space import load_space
-    from tune.sweep import Plan, sweep
+    from tune.sweep import sweep
 
     path, overrides = _split(words or [])
     chosen = tuple(name.strip() for name in choose.split(",")) if choose else ()

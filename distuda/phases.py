@@ -26,7 +26,7 @@ def train_phases(phases: Sequence[Phase], on_evaluation: OnEvaluation | None = N
     first = phases[0].recipe
     if isinstance(first, Recipe) and not phases[0].name:
         return train(first, on_evaluation)
-    _check(phases)
+    check(phases)
     _describe(phases)
     done: list[Phase] = []
     left = list(phases)
@@ -55,7 +55,7 @@ def _run(phase: Phase, on_evaluation: OnEvaluation | None) -> None:
         train(recipe, on_evaluation)
 
 
-def _check(phases: Sequence[Phase]) -> None:
+def check(phases: Sequence[Phase]) -> None:
     """Refuse what can be seen to be wrong before anything is spent; columns of phases to come count as there."""
     from distuda.cluster.train import require_start
     from distuda.engine.loop import open_data, settle

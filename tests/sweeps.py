@@ -5,9 +5,9 @@ from typing import Any
 
 from settings import TINY
 
+from tune.plan import Plan
 from tune.records import Record, Records
 from tune.space import load_space
-from tune.sweep import Plan
 
 ROOT = Path(__file__).parent.parent
 

@@ -216,12 +216,17 @@ def test_classmix_masks_are_the_samples_own() -> None:
     assert torch.equal(mask[2:3], augment.classmix_mask(label[2:3], SEEDS[2:3], 4))
 
 
-def test_rare_class_crops_show_the_class() -> None:
+def rare_corner(*specks: int) -> Batch:
+    """64 images whose corner of 24 x 32 is class 2 (a random crop in seven shows it well), and ten pixels of others."""
     label = torch.zeros(64, 60, 80, dtype=torch.int64)
-    label[:, :24, :32] = 2  # a corner that one random crop in seven shows well
-    image = torch.zeros(64, 3, 60, 80, dtype=torch.uint8)
-    batch = Batch(image, label, torch.arange(64))
-    config = GeometryConfig(crop=(24, 32))
+    label[:, :24, :32] = 2
+    for row, speck in enumerate(specks):
+        label[:, 50 + row, 60:70] = speck
+    return Batch(torch.zeros(64, 3, 60, 80, dtype=torch.uint8), label, torch.arange(64))
+
+
+def test_rare_class_crops_show_the_class() -> None:
+    batch, config = rare_corner(), GeometryConfig(crop=(24, 32))
     rare = RareClassFocus(torch.tensor([0.0, 0.0, 1.0]), min_pixels=250)
     shown = [(geometry(batch, config, focus).label_BHW == 2).sum(dim=(1, 2)) > 250 for focus in (None, rare)]
     assert shown[0].float().mean() < 0.35 < 0.6 < shown[1].float().mean()
@@ -229,3 +234,32 @@ def test_rare_class_crops_show_the_class() -> None:
     assert torch.equal(again, geometry(batch, config, rare).label_BHW)
     common = RareClassFocus(torch.tensor([1.0, 0.0, 0.0]), min_pixels=250)
     assert geometry(batch, config, common).label_BHW.shape == (64, 24, 32)
+
+
+def test_specks_of_rarer_classes_are_not_what_an_image_was_drawn_for() -> None:
+    config, even = GeometryConfig(crop=(24, 32)), torch.tensor([0.0, 0.0, 0.2, 0.2, 0.2, 0.2, 0.2])
+    looked_at = [
+        geometry(batch, config, RareClassFocus(even, 250)) for batch in (rare_corner(), rare_corner(3, 4, 5, 6))
+    ]
+    shown = [((crop.label_BHW == 2).sum(dim=(1, 2)) > 250).float().mean() for crop in looked_at]
+    assert shown[1] == shown[0] > 0.6
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_focused_crops_are_copied_and_not_blurred(flip: float) -> None:
+    noise = torch.randint(0, 256, (16, 3, 41, 58), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    label = torch.arange(41 * 58).view(1, 41, 58).expand(16, -1, -1) % 251  # says where a pixel is from
+    focus = RareClassFocus(torch.ones(251), min_pixels=10**6)
+    crop = geometry(Batch(noise, label, torch.arange(16)), GeometryConfig(crop=(20, 32), flip=flip), focus)
+    assert (crop.image_BCHW * 255 - (crop.image_BCHW * 255).round()).abs().max() < 0.05
+    places = set()
+    for image, one, whole in zip(crop.image_BCHW, crop.label_BHW, noise, strict=True):
+        windows = whole.unfold(1, 20, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+        cut = (image * 255).round().byte()
+        [place] = (
+            ((windows if not flip else windows.flip(-1)) == cut).flatten(1).all(dim=1).nonzero().flatten().tolist()
+        )
+        row, column = divmod(place, 58 - 32 + 1)
+        assert one[0, -1 if flip else 0] == (row * 58 + column) % 251
+        places.add(place)
+    assert len(places) > 10

@@ -122,10 +122,11 @@ def test_rare_class_weights_are_the_marginals_of_the_published_draw(tmp_path: Pa
     ]
     write_shards(made, str(tmp_path / "set"), TABLE)
     (tmp_path / "set" / "shard-00000.parquet").unlink()  # the manifest and its index are enough
-    weights = open_dataset(str(tmp_path / "set")).rare_class_weights(temperature=0.5, min_pixels=20)
+    weights, parts = open_dataset(str(tmp_path / "set")).rare_class_weights(temperature=0.5, min_pixels=20)
     frequency = np.array([369, 30]) / 400
     chance = np.exp((1 - frequency) / 0.5) / np.exp((1 - frequency) / 0.5).sum()
     assert weights == pytest.approx([chance[0] / 4] * 3 + [chance[0] / 4 + chance[1]])
+    assert parts[:3] == pytest.approx([chance[0] / 4, chance[1], 0])  # and so which class a sample was drawn for
 
 
 def test_streets_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from distuda.data.labels import ClassTable
 from distuda.data.reader import iterate_once, read_batches
 from distuda.data.shards import write_shards
 from distuda.engine import checkpoint as checkpoints
-from distuda.engine.checkpoint import Checkpoints
+from distuda.engine.calibrate import calibrate, calibration_images
+from distuda.engine.checkpoint import Checkpoints, load_tensors
 from distuda.engine.evaluate import evaluate
 from distuda.engine.log import MetricsLog
 from distuda.engine.loop import fit, open_data, settle
@@ -242,6 +243,30 @@ def test_a_diverged_run_stops_and_leaves_no_poisoned_checkpoint(domains: list[st
     with pytest.raises(RuntimeError, match=r"became nan by step 4. Lower optimizer.lr"):
         fit(settle(tiny_recipe(*run_words(domains, tmp_path / "run", *words))))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_step_that_ruins_the_weights_is_not_kept_though_its_loss_was_finite(
+    domains: list[str], tmp_path: Path
+) -> None:
+    words = ["optimizer.name=sgd", "optimizer.lr=3e38", "optimizer.weight_decay=1000", "checkpoint.every_steps=1"]
+    with pytest.raises(RuntimeError, match=r"of \d+ weights became infinite or nan in step 1 \("):
+        fit(settle(tiny_recipe(*run_words(domains, tmp_path / "run", *words))))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_checkpoints_between_evaluations_have_the_target_s_statistics_too(domains: list[str], tmp_path: Path) -> None:
+    words = ["method.name=minent", "method.calibrate_images=4", "steps=2", "evaluation.every_steps=100"]
+    words += ["checkpoint.every_steps=1"]
+    run = fit(settle(tiny_recipe(*run_words(domains, tmp_path / "run", *words))))
+    weights = load_tensors(Checkpoints(run, tiny_recipe().checkpoint).folder + "/step-00000001")
+    means = {name: value for name, value in weights.items() if name.endswith("running_mean")}
+    opened = open_run(run)
+    opened.predictor.load_state_dict({k.removeprefix("student."): v for k, v in weights.items() if "student." in k})
+    target = opened.recipe.target
+    calibrate(opened.predictor, calibration_images(open_dataset(str(target.uri)), 4, opened.recipe.evaluation.size))
+    for name, value in opened.predictor.state_dict().items():
+        if name.endswith("running_mean"):
+            assert torch.allclose(value, means[f"student.{name}"], atol=1e-5), name
 
 
 # Logs ----------------------------------------------------------------------------------------------------------------

@@ -93,6 +93,9 @@ def test_margins_that_leave_nothing_and_unknown_classes_are_refused() -> None:
     method: Any = tiny_method(recipe)
     with pytest.raises(UserError, match="48x32"):
         method.teaching.pseudo_label(geometry(tiny_batch(2, 2), recipe.augment).image_BCHW)
+    flipped = [*SETTINGS["self_training_margins"], "method.margins=[0,0,8,0]", "augment.flip=0.5"]
+    with pytest.raises(UserError, match=r"margins=\[0, 0, 8, 0\] leave out more on one side.*augment.flip=0"):
+        tiny_method(tiny_recipe(*flipped))
     with pytest.raises(UserError, match=r"distance_classes: .*'lamp'"):
         tiny_method(tiny_recipe(*SETTINGS["self_training_distance"], "method.distance_classes=[lamb]"))
 

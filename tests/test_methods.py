@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distuda.data.augment import geometry
 from distuda.data.batch import Batch
+from distuda.engine.calibrate import calibrate
 from distuda.engine.ema import update_ema
 from distuda.engine.step import Step
 from distuda.losses import self_information
@@ -301,6 +302,15 @@ def test_hidden_blocks_are_zero_once_normalised(what: str) -> None:
 def test_what_is_evaluated(which: str, same: str) -> None:
     method, _ = step_of("self_training", f"method.predict_with={which}")
     assert method.predictor() is {"student": method.student, "teacher": method.teaching.teacher}[same]
+
+
+@pytest.mark.parametrize("name", ["tps", "davsn", "psl", "minent"])
+def test_frozen_statistics_are_never_measured_anew(name: str) -> None:
+    method, _ = step_of(name, "model.batch_norm=frozen")
+    predictor = method.predictor()
+    before = {key: value.clone() for key, value in predictor.state_dict().items()}
+    calibrate(predictor, [tiny_batch(2, 2).image_BCHW])
+    assert all(torch.equal(value, before[key]) for key, value in predictor.state_dict().items())
 
 
 # Frozen normalisation ------------------------------------------------------------------------------------------------

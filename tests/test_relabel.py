@@ -154,7 +154,7 @@ def test_columns_stand_beside_the_shards_and_take_the_place_of_the_label(folder:
     assert all(set(np.unique(label[key])) <= {int(key.split("-")[1]) % 4, 3} for key in label)
     pixels = np.sum([np.bincount(one.ravel(), minlength=4) for one in label.values()], axis=0)
     assert data.class_pixels().tolist() == pixels.tolist()
-    assert data.rare_class_weights(0.1, 1).shape == (9,)
+    assert data.rare_class_weights(0.1, 1)[0].shape == (9,)
 
 
 def test_a_second_round_sees_less_and_adds_to_the_first(folder: Path, tmp_path: Path) -> None:

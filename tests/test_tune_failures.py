@@ -20,9 +20,10 @@ from sweeps import ROOT, SPACE, WORDS, plan_for, trials
 
 from distuda.engine.run import read_rows
 from distuda.errors import RunFailed, UserError
+from tune.plan import Plan
 from tune.run import ProcessRun, Task
 from tune.space import load_space
-from tune.sweep import Plan, sweep
+from tune.sweep import sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("one_thread")]
 
@@ -126,6 +127,9 @@ def test_the_process_of_a_trial_tells_its_cause_and_ends_with_its_parent(domains
     assert process is not None and process.stdin is not None and process.poll() is None
     process.stdin.close()  # what the kernel does when the parent dies
     assert process.wait(timeout=20) == -signal.SIGKILL
+    with pytest.raises(RunFailed, match="was killed by SIGKILL, often for lack of memory"):
+        while long.next():
+            pass
 
 
 def status(out: Path, trial: str) -> str:

@@ -1,5 +1,6 @@
 """What a sweep refuses before Ray starts, how it chooses, and what its page shows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,11 @@ from sweeps import SPACE, plan_for
 
 from distuda.errors import UserError
 from distuda.plan import load_phases
-from tune import sweep as room
+from tune import resources
 from tune.charts import axis_of
 from tune.records import Records
 from tune.report import render
-from tune.results import best_yaml, ranking
+from tune.results import best_yaml, chosen_by, ranking, worth_keeping
 from tune.space import load_space
 from tune.sweep import sweep
 
@@ -20,6 +21,19 @@ MISTAKES = {
     "objective": (SPACE, {"objective": "entropi"}, "'entropi' is no score, did you mean 'entropy'"),
     "pbt": (SPACE, {"search": "pbt", "scheduler": "asha"}, "is a scheduler itself"),
     "num": (SPACE, {"num": 0}, "--num 0 is too few"),
+    "steps": ("steps: {int: [4, 6]}\n", {"scheduler": "asha"}, "compares trials at equal steps, and .* 'steps'"),
+    "rounds": ("steps: {int: [4, 6]}\n", {"search": "pbt"}, "--search pbt compares trials at equal steps"),
+    "grace": (
+        SPACE,
+        {"scheduler": "median", "grace": 6},
+        "decide nothing: .* 6 steps, and a trial has 6",
+    ),
+    "fraction": ("batch_size: {uniform: [1, 3]}\n", {}, "space .*: batch_size=1.76393: .*integer"),
+    "oracle": (SPACE, {"choose": ("target_miou",), "words": ("evaluation.uri=none",)}, "--choose target_miou looks at"),
+    "clips": (SPACE, {"choose": ("temporal_consistency",)}, "--choose temporal_consistency needs clips"),
+    "cpus": (SPACE, {"cpus": 2, "words": ("workers=1",)}, "with workers=1 the workers take theirs"),
+    "concurrent": (SPACE, {"search": "pbt", "words": ("workers=1",)}, "leave --concurrent out"),
+    "checkpoints": (SPACE, {"search": "pbt", "words": ("checkpoint.every_steps=3",)}, "=3 does not divide evaluation"),
 }
 
 
@@ -28,9 +42,12 @@ def test_mistakes_are_told_before_ray_starts(
     mistake: str, domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, options, message = MISTAKES[mistake]
-    monkeypatch.setattr(room, "start_ray", lambda **_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(resources, "start_ray", lambda **_: pytest.fail("Ray was started"))
+    words = options.get("words", ())
+    plan = plan_for(tmp_path, domains, text, *words, **{k: v for k, v in options.items() if k != "words"})
+    plan = replace(plan, words=tuple(word for word in plan.words if f"{word.split('=')[0]}:" not in text))
     with pytest.raises(UserError, match=message):
-        sweep(plan_for(tmp_path, domains, text, **options))
+        sweep(plan)
     assert not (tmp_path / "sweep").exists()
 
 
@@ -53,6 +70,43 @@ def test_the_choice_is_by_mean_place_over_finished_trials(tmp_path: Path) -> Non
     assert [
         one.number for one in ranking(made(tmp_path / "b", [("stopped", 0.1, 0), ("failed", 0, 0)]), ["entropy"], 1)
     ] == [0]
+
+
+def test_seeds_that_were_ended_early_do_not_hide_what_was_trained(tmp_path: Path) -> None:
+    records = Records(str(tmp_path))
+    for number, repeats in enumerate(
+        [("finished", "finished", "stopped"), ("stopped",) * 3, ("finished", "failed", "failed")]
+    ):
+        for record, status in zip(records.add(number, {}, 3), repeats, strict=True):
+            record.status, record.step = status, 6 if status == "finished" else 2  # type: ignore[assignment]
+            record.scores = {"entropy": {"finished": 0.5 + number / 10, "stopped": 0.9, "failed": 0.0}[status]}
+            records.save(record)
+    found = ranking(records, ["entropy"], 3)
+    assert [(one.number, len(one.records)) for one in found] == [(2, 1), (0, 2)]
+    [record] = records.add(3, {}, 1)
+    record.status, record.step, record.scores = "stopped", 4, {"entropy": 0.1}
+    for old in records:
+        old.status = "failed" if old.status == "finished" else old.status
+    assert [one.number for one in ranking(records, ["entropy"], 3)] == [3]  # at step 4, the others ended at 2
+
+
+def test_the_aggregate_takes_the_scores_that_all_candidates_have(tmp_path: Path) -> None:
+    records = made(tmp_path, [("finished", 0.9, 0.1), ("finished", 0.8, 0.8), ("stopped", 0, 0)])
+    records.by_id["0002"].scores = {}  # it was ended in a phase that has nothing to score
+    assert chosen_by(["aggregate"], "entropy", records) == ["entropy", "source_miou"]
+    assert chosen_by(["aggregate"], "entropy", Records(str(tmp_path / "none"))) == ["entropy"]
+
+
+def test_checkpoints_stay_with_what_is_chosen(tmp_path: Path) -> None:
+    records = made(
+        tmp_path, [("finished", 0.9, 0.1), ("finished", 0.8, 0.8), ("finished", 0.1, 0.9), ("stopped", 1, 1)]
+    )
+    assert worth_keeping(records, ["entropy"], 2) == ["0000", "0001"]
+    assert worth_keeping(records, ["source_miou"], 2) == ["0002", "0001"]
+    assert worth_keeping(records, ["source_miou"], 4) == ["0002", "0001", "0000", "0003"]
+    for record in records.add(2, {}, 3)[1:]:
+        record.status, record.scores = "finished", {"entropy": 0.2, "source_miou": 0.9}
+    assert worth_keeping(records, ["source_miou"], 1) == ["0002", "0002-1", "0002-2"]  # one configuration, whole
 
 
 def test_options_of_a_chart_are_numbers_by_size_then_words() -> None:
@@ -81,6 +135,11 @@ def test_the_oracle_is_called_so_everywhere(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
     page = render(records, ranked, load_space(str(tmp_path / "space.yaml")), "target_miou", ["target_miou"])
     assert "<b>Oracle.</b>" in page and "target_miou (oracle)" in page and "http" not in page.replace("http-equiv", "")
-    assert best_yaml(load_phases(None, []), ["target_miou"], "s").startswith(
-        "# The best configuration of s by target_miou (oracle)"
+    phases, entropy = load_phases(None, []), ["entropy"]
+    assert best_yaml(phases, ranked[0], ["target_miou"], "target_miou", "s").startswith(
+        "# The best configuration of s by target_miou (oracle).\n"
     )
+    steered = best_yaml(phases, ranked[0], entropy, "target_miou", "s")
+    assert steered.startswith("# The best configuration of s by entropy, searched by target_miou (oracle).\n")
+    record.history = [(2, {"optimizer.lr": 0.3})]
+    assert "# Its score belongs to the weights in trials/0000" in best_yaml(phases, ranked[0], entropy, "entropy", "s")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +12,8 @@ from distuda.engine.run import read_rows
 from distuda.errors import UserError
 from distuda.plan import load_phases
 from distuda.recipe import Recipe
-from tune.sweep import Plan, sweep
+from tune.plan import Plan
+from tune.sweep import sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("one_thread")]
 
@@ -41,15 +43,22 @@ def test_random_search_trains_each_trial_and_writes_what_it_found(
 
 
 def test_asha_ends_bad_trials_early_by_our_own_steps(domains: list[str], tmp_path: Path, local_ray: None) -> None:
-    text = "optimizer.lr: {choice: [1.0e-3, 1.0e-9]}\n"
-    sweep(plan_for(tmp_path, domains, text, search="grid", scheduler="asha", objective="entropy", concurrent=1, grace=2,
-                   seeds=2))  # fmt: skip
+    text = "optimizer.lr: {choice: [1.0e-9, 1.0e-3]}\n"  # two steps at the higher rate make it less sure
+    files = sweep(plan_for(tmp_path, domains, text, search="grid", scheduler="asha", objective="entropy", concurrent=1,
+                           grace=2, seeds=2))  # fmt: skip
     found = {r.id: r for r in trials(tmp_path)}
-    assert found["0000"].status == "finished"
-    assert [found[name].status for name in ("0001", "0001-1")] == ["stopped", "stopped"]
-    assert all(found[name].step == 2 for name in ("0001", "0001-1"))
+    # a second seed is spent on what the first has brought to its end
+    assert {name: r.status for name, r in found.items()} == {
+        "0000": "finished", "0000-1": "finished", "0001": "stopped"
+    }  # fmt: skip
+    assert found["0001"].step == 2 and found["0001"].scores["entropy"] < evaluated(tmp_path, "0000")[0]["entropy"]
+    assert pq.read_table(files["results.parquet"])["place"].to_pylist() == [1, 1, None]
     run = tmp_path / "sweep" / "trials" / "0001"
     assert max(row["step"] for row in read_rows(str(run))) == 2  # no step was trained for nothing
+
+
+def evaluated(folder: Path, trial: str) -> list[dict[str, Any]]:
+    return [row for row in read_rows(str(folder / "sweep" / "trials" / trial)) if row["kind"] == "evaluation"]
 
 
 def test_the_median_ends_bad_trials_and_not_the_first(domains: list[str], tmp_path: Path, local_ray: None) -> None:

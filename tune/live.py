@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -11,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune.records import Record, Records
-from tune.results import label_of
+from tune.results import chosen_by, label_of, worth_keeping
 from tune.space import Configuration, words_of
 
 
@@ -21,14 +23,15 @@ class Observer(tune.Callback):
     Args:
         records: of the sweep.
         objective: what is searched by.
+        choose: what decides in the end, as the user named it.
         keep: ended trials whose checkpoints stay, the best ones.
         num: trials in all, as far as known.
     """
 
     ROWS = 16
 
-    def __init__(self, records: Records, objective: str, keep: int, num: int) -> None:
-        self.records, self.objective, self.keep, self.num = records, objective, keep, num
+    def __init__(self, records: Records, objective: str, choose: Sequence[str], keep: int, num: int) -> None:
+        self.records, self.objective, self.choose, self.keep, self.num = records, objective, choose, keep, num
         self.live = Live(console=Console(stderr=True), refresh_per_second=2) if sys.stderr.isatty() else None
         self.began_s = time.monotonic()
         self._told: set[tuple[str, int, str]] = set()
@@ -94,9 +97,9 @@ class Observer(tune.Callback):
         self._free()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's process was lost once too often."""
+        """A trial's actor failed once too often: it was lost, or Tune could not work with it."""
         record = self._of(trial)
-        record.status, record.reason = "failed", "its process was lost again and again, often for lack of memory"
+        record.status, record.reason = "failed", _cause(trial)
         self.records.save(record)
         self._say(record, f"failed: {record.reason}")
 
@@ -109,10 +112,8 @@ class Observer(tune.Callback):
         return record.scores.get("miou" if self.objective == "target_miou" else self.objective, float("-inf"))
 
     def _free(self) -> None:
-        best = sorted(self.records.ended(), key=self._value, reverse=True)
-        finished = [record for record in best if record.status == "finished"]  # what can be chosen comes first
-        kept = [*finished, *(record for record in best if record.status != "finished")][: self.keep]
-        self.records.free_checkpoints(record.id for record in kept)
+        by = chosen_by(self.choose, self.objective, self.records)
+        self.records.free_checkpoints(worth_keeping(self.records, by, self.keep))
 
     def _say(self, record: Record, text: str) -> None:
         key = (record.id, record.step, text)
@@ -142,6 +143,15 @@ class Observer(tune.Callback):
                 f"{record.seconds:.0f}", words,
             )  # fmt: skip
         return table
+
+
+def _cause(trial: Any) -> str:
+    """What Tune wrote down of an actor's last failure, in one sentence."""
+    path = trial.error_file
+    lines = Path(path).read_text(errors="replace").strip().splitlines() if path and Path(path).exists() else []
+    if not lines or any("ActorDiedError" in line or "died" in line for line in lines):
+        return "its process was lost again and again, often for lack of memory"
+    return f"its process failed again and again: {lines[-1].strip()}"
 
 
 def _briefly(configuration: Configuration) -> str:

@@ -107,6 +107,15 @@ class Records:
             if record.id not in kept:
                 _remove_checkpoints(self.folder(record.id))
 
+    def free_donations(self) -> None:
+        """Remove what trials kept for others of their population."""
+        for record in self:
+            storage.remove(storage.join(self.folder(record.id), DONATED))
+
+
+DONATED = "donated"
+"""Folder in a trial's, of checkpoints that others of its population may go on from."""
+
 
 def _remove_checkpoints(folder: str) -> None:
     """Of a run, or of every phase in it."""

@@ -12,12 +12,19 @@ import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from distuda import storage
+from distuda.metrics.label_free import SCORES
 from distuda.plan import Phase
 from distuda.plan import to_yaml as phases_to_yaml
 from distuda.recipe import Recipe
 from distuda.recipe import to_yaml as recipe_to_yaml
 from tune.records import Record, Records
 from tune.trial import TARGET_MIOU
+
+AGGREGATE = "aggregate"
+"""The final choice by the mean place over every label-free score of the evaluations."""
+
+OF_CLIPS = "temporal_consistency"
+"""The label-free score that clips have without being asked."""
 
 ORACLES = ("miou", "accuracy", "vpq")
 """Scores of a row that look at target labels: nobody who adapts without labels could choose by them."""
@@ -36,11 +43,11 @@ def label_of(name: str) -> str:
 
 @dataclass
 class Found:
-    """One configuration with all its seeds done.
+    """One configuration that can be chosen.
 
     Attributes:
         number: of the configuration.
-        records: its trials.
+        records: its trials that count.
         scores: means over seeds.
         rank: its place by what the sweep chooses by, from 1; of several scores the mean of its places.
     """
@@ -58,25 +65,60 @@ class Found:
 def ranking(records: Records, choose: Sequence[str], seeds: int) -> list[Found]:
     """Configurations by their mean place over the chosen scores, the best first; all scores are higher-is-better.
 
-    Those that the scheduler ended early count only where none was trained to its end: scores of different steps do
-    not compare.
+    Those whose every seed was trained to its end; where there are none, by the seeds that were; where none was, the
+    trials that the scheduler ended last: scores of different steps do not compare.
     """
-    for status in ("finished", "stopped"):
-        groups: dict[int, list[Record]] = {}
-        for record in records:
-            if record.status == status:
-                groups.setdefault(record.number, []).append(record)
-        found = [_mean(number, group) for number, group in groups.items() if len(group) == seeds]
-        names = ["miou" if name == TARGET_MIOU else name for name in choose]
-        found = [one for one in found if all(name in one.scores for name in names)]
+    finished = _by_number([record for record in records if record.status == "finished"])
+    whole = [group for group in finished if len(group) == seeds]
+    names = ["miou" if name == TARGET_MIOU else name for name in choose]
+    for groups in (whole, finished, _stopped_last(records)):
+        found = [one for one in map(_mean, groups) if all(name in one.scores for name in names)]
         if found:
             return by_mean_place(found, names)
     return []
 
 
-def _mean(number: int, group: list[Record]) -> Found:
+def chosen_by(choose: Sequence[str], objective: str, records: Records) -> list[str]:
+    """The scores that decide: those named, or for the aggregate every label-free one that all candidates have."""
+    if AGGREGATE not in choose:
+        return list(choose) or [objective]
+    finished = [record for record in records if record.status == "finished"]
+    candidates = finished or [record for group in _stopped_last(records) for record in group]
+    common = [name for name in (*SCORES, OF_CLIPS) if all(name in record.scores for record in candidates)]
+    return common if candidates and common else [objective]
+
+
+def worth_keeping(records: Records, choose: Sequence[str], keep: int) -> list[str]:
+    """Trials whose checkpoints stay: all seeds of the configuration that leads now, then the next best trials."""
+    names = ["miou" if name == TARGET_MIOU else name for name in choose]
+    best: list[list[Record]] = []
+    for status in ("finished", "stopped"):  # what can be chosen comes first
+        found = map(_mean, _by_number([record for record in records if record.status == status]))
+        ranked = by_mean_place([one for one in found if all(name in one.scores for name in names)], names)
+        best += [one.records for one in ranked]
+    trials = [record.id for group in best for record in group]
+    return trials[: max(keep, len(best[0]))] if best else []
+
+
+def _by_number(records: Sequence[Record]) -> list[list[Record]]:
+    """Trials of each configuration."""
+    groups: dict[int, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.number, []).append(record)
+    return list(groups.values())
+
+
+def _stopped_last(records: Records) -> list[list[Record]]:
+    """Of the trials that the scheduler ended those that were trained longest, each configuration's together."""
+    stopped = [record for record in records if record.status == "stopped"]
+    last = max((record.step for record in stopped), default=0)
+    return _by_number([record for record in stopped if record.step == last])
+
+
+def _mean(group: list[Record]) -> Found:
     names = [name for name in group[0].scores if all(name in record.scores for record in group)]
-    return Found(number, group, {name: statistics.fmean(record.scores[name] for record in group) for name in names})
+    means = {name: statistics.fmean(record.scores[name] for record in group) for name in names}
+    return Found(group[0].number, group, means)
 
 
 def by_mean_place(found: Sequence[Found], names: Sequence[str]) -> list[Found]:
@@ -87,7 +129,7 @@ def by_mean_place(found: Sequence[Found], names: Sequence[str]) -> list[Found]:
     return sorted(found, key=lambda one: (one.rank, -one.scores[names[0]], one.number))
 
 
-def best_yaml(phases: Sequence[Phase], by: Sequence[str], sweep: str) -> str:
+def best_yaml(phases: Sequence[Phase], best: Found, by: Sequence[str], objective: str, sweep: str) -> str:
     """The chosen configuration as a recipe that `distuda train` takes as it is; its run folder is left to the user."""
     first = phases[0].recipe
     if isinstance(first, Recipe) and not phases[0].name:
@@ -96,8 +138,19 @@ def best_yaml(phases: Sequence[Phase], by: Sequence[str], sweep: str) -> str:
         values: Any = OmegaConf.to_container(OmegaConf.create(phases_to_yaml(phases)))
         values.pop("out")
         text = OmegaConf.to_yaml(OmegaConf.create(values))
-    names = ", ".join(map(label_of, by))
-    return f"# The best configuration of {sweep} by {names}{', mean rank' if len(by) > 1 else ''}.\n{text}"
+    said = [f"The best configuration of {sweep} {how_chosen(by, objective)}."]
+    if best.records[0].history:
+        said += [
+            f"Its score belongs to the weights in trials/{best.records[0].id}, which other configurations trained",
+            "before this one (history in results.parquet); a training by this recipe alone is another one.",
+        ]
+    return "".join(f"# {line}\n" for line in said) + text
+
+
+def how_chosen(by: Sequence[str], objective: str) -> str:
+    """By what a sweep chose and, where that differs, searched, in words; an oracle among them is called so."""
+    chosen = f"by {', '.join(map(label_of, by))}{', mean rank' if len(by) > 1 else ''}"
+    return chosen if list(by) == [objective] else f"{chosen}, searched by {label_of(objective)}"
 
 
 def to_parquet(records: Records, ranked: Sequence[Found]) -> bytes:
@@ -116,6 +169,7 @@ def to_parquet(records: Records, ranked: Sequence[Found]) -> bytes:
         "step": [record.step for record in rows],
         "seconds": [record.seconds for record in rows],
         "folder": [records.folder(record.id) for record in rows],
+        "history": [json.dumps(record.history) if record.history else None for record in rows],
     }
     columns |= {path: _alike([record.configuration.get(path) for record in rows]) for path in paths}
     columns |= {label_of(name): [record.scores.get(name) for record in rows] for name in names}
@@ -135,7 +189,7 @@ def _alike(values: list[Any]) -> list[Any]:
 
 
 def write_results(
-    records: Records, ranked: Sequence[Found], phases: Sequence[Phase] | None, by: Sequence[str]
+    records: Records, ranked: Sequence[Found], phases: Sequence[Phase] | None, by: Sequence[str], objective: str
 ) -> dict[str, str]:
     """Write the files of a sweep's results; gives their URIs by name.
 
@@ -144,10 +198,11 @@ def write_results(
         ranked: `ranking`.
         phases: of the best configuration; None where there is none.
         by: what it was chosen by.
+        objective: what was searched by.
     """
     files: Mapping[str, bytes] = {"results.parquet": to_parquet(records, ranked)}
     if phases:
-        files = {**files, "best.yaml": best_yaml(phases, by, records.out).encode()}
+        files = {**files, "best.yaml": best_yaml(phases, ranked[0], by, objective, records.out).encode()}
     for name, content in files.items():
         storage.write_bytes(storage.join(records.out, name), content)
     return {name: storage.join(records.out, name) for name in files}

@@ -206,6 +206,9 @@ class ProcessRun:
     def _raise_failure(self, code: int) -> None:
         if code == 0:
             return
+        if code < 0:
+            name = signal.Signals(-code).name
+            raise RunFailed(f"the trial's process was killed by {name}{', often for lack of memory' * (code == -9)}")
         lines = Path(self._log).read_text(errors="replace").strip().splitlines()
         sentence = lines[-1] if lines else f"the training ended with code {code} without a word"
         for kind in ("error: ", "failed: "):

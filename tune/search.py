@@ -50,7 +50,10 @@ class Tpe(Searcher):
     ) -> None:
         super().__init__(metric="objective", mode="max")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, num // 4), multivariate=False)
+        # what was begun takes nothing from the sampler, which would then draw its first configurations once more
+        sampler = optuna.samplers.TPESampler(
+            seed=seed + len(begun), n_startup_trials=max(4, num // 4), multivariate=False
+        )
         self.study = optuna.create_study(direction="maximize", sampler=sampler)
         for configuration in begun:
             self.study.enqueue_trial(space.parameters(configuration))

@@ -10,8 +10,8 @@
         advent: {method.lambda_adv: {loguniform: [1.0e-4, 1.0e-2]}}
 
 A configuration is a mapping path -> value, the paths in the order in which they were chosen, and as such a list of
-words for `plan.load_phases`. What a space may hold is decided by the recipe: `Space.check` reads both ends of every
-range and every option through it before anything starts.
+words for `plan.load_phases`. What a space may hold is decided by the recipe: `Space.check` reads ends and inside of
+every range and every option through it before anything starts.
 """
 
 import itertools
@@ -102,8 +102,8 @@ class Range:
         return self.clip(trial.suggest_float(name, self.low, self.high, log=self.log))
 
     def ends(self) -> list[float]:
-        """What must be valid for all between to be."""
-        return [self.low, self.high]
+        """What must be valid for all between to be: both ends and, unless whole, a number that is not."""
+        return [self.low, self.high, *([] if self.whole else [self._at(0.381966)])]
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class Space:
         return spans
 
     def check(self, recipe: str | None, words: Sequence[str] = ()) -> list[Phase]:
-        """Read both ends of every range and every option through the recipe; gives the recipe's own phases.
+        """Read ends and inside of every range and every option through the recipe; gives the recipe's own phases.
 
         Args:
             recipe: path of the YAML file that is searched from, or None.
@@ -294,8 +294,8 @@ def load_space(given: str) -> Space:
         names = presets()
         raise UserError(f"no space {given!r}{nearest(given, names)}. Give a YAML file, or one of: {', '.join(names)}.")
     text = str(SPACES / f"{given}.yaml") if is_name else given
-    if not is_name and not storage.exists(given) and (SPACES / given.rpartition("/")[2]).is_file():
-        text = str(SPACES / given.rpartition("/")[2])  # tune/spaces/advent.yaml, from wherever the user is
+    if given in [f"tune/spaces/{preset}.yaml" for preset in presets()] and not storage.exists(given):
+        text = str(SPACES / given.rpartition("/")[2])  # as a checkout has it, from wherever the user is
     try:
         config = read_config(text)
     except UserError as error:

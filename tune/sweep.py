@@ -6,86 +6,31 @@ a resumed sweep lets every trial that is over report its evaluations again, whic
 search all they knew.
 """
 
-import json
 import logging
 import os
 import random
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from distuda import storage
-from distuda.cluster.local import num_cores, start_ray
-from distuda.cluster.train import require_lasting
-from distuda.errors import RunFailed, UserError, nearest
-from distuda.metrics.label_free import SCORES
+from distuda.cluster.local import num_cores
+from distuda.errors import RunFailed
 from distuda.plan import Phase, load_phases
-from distuda.plan import to_yaml as phases_to_yaml
-from distuda.recipe import Recipe
+from tune.plan import Plan, agree, grace_of, last_recipe, settle
 from tune.records import ENDED, Record, Records
 from tune.report import write_report
-from tune.results import is_oracle, label_of, ranking, write_results
+from tune.resources import Resources, share_of_cluster
+from tune.results import chosen_by, how_chosen, ranking, write_results
 from tune.run import Task, total_steps
-from tune.space import Configuration, Space
-from tune.trial import TARGET_MIOU
+from tune.space import Configuration
 
-Search = Literal["random", "grid", "tpe", "pbt"]
-Scheduler = Literal["none", "asha", "median"]
-
-AGGREGATE = "aggregate"
-"""The final choice by the mean place over every label-free score of the evaluations."""
+POPULATION = "population"
+"""Folder in that of a sweep by population-based training, while it runs: Tune's notes."""
 
 LOST = 3
 """Times a trial's process may be lost before the trial counts as failed."""
-
-_OF_CLIPS = "temporal_consistency"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A sweep as the user asks for it.
-
-    Attributes:
-        recipe: path of the YAML file that is searched from, or None for the defaults.
-        words: overrides that hold for every trial.
-        space: what is searched.
-        out: the sweep's folder, any URI that all nodes reach.
-        search: how configurations are chosen.
-        num: how many configurations, with ``pbt`` the population; a grid has as many as it has.
-        points: of a grid, numbers a range.
-        scheduler: what ends trials early.
-        objective: score that is searched by.
-        choose: scores whose mean place decides in the end; empty = the objective.
-        seeds: trials a configuration.
-        concurrent: trials at once; 0 = as many as fit.
-        cpus, gpus: logical CPUs and GPUs of a trial that runs in one process; None = by the machine.
-        grace: steps before the scheduler may end a trial, and between decisions of ``pbt``; 0 = a ninth of the steps.
-        keep: ended trials whose checkpoints stay.
-        seed: of the search.
-        resume: go on with the sweep in ``out``.
-    """
-
-    recipe: str | None
-    words: tuple[str, ...]
-    space: Space
-    out: str
-    search: Search = "random"
-    num: int = 16
-    points: int = 3
-    scheduler: Scheduler = "none"
-    objective: str = "information_maximisation"
-    choose: tuple[str, ...] = ()
-    seeds: int = 1
-    concurrent: int = 0
-    cpus: float | None = None
-    gpus: float | None = None
-    grace: int = 0
-    keep: int = 3
-    seed: int = 0
-    resume: bool = False
 
 
 def sweep(plan: Plan) -> dict[str, str]:
@@ -97,96 +42,9 @@ def sweep(plan: Plan) -> dict[str, str]:
     """
     plan, phases = settle(plan)
     records = Records(plan.out)
-    _agree(plan, phases)
-    run = _Run(plan, phases, records)
-    run.search()
-    return finish(plan, records, _last(phases).seed)
-
-
-def settle(plan: Plan) -> tuple[Plan, list[Phase]]:
-    """The plan with everything decided that can be decided without Ray, and the phases that are searched from."""
-    _require_options(plan)
-    if storage.is_local(plan.out):
-        plan = replace(plan, out=str(Path(storage.filesystem(plan.out)[1]).absolute()))
-    require_lasting(plan.out)
-    for word in plan.words:
-        if word.split("=")[0] in ("out", "resume"):
-            raise UserError(f"{word!r}: a sweep names its trials' folders itself. Use --out and --resume.")
-    base = load_phases(plan.recipe, [*plan.words, f"out={plan.out}/trials/base"])
-    plan = replace(plan, words=(*plan.words, *_words_for_all(plan, base)))
-    phases = plan.space.check(plan.recipe, [*plan.words, f"out={plan.out}/trials/base"])
-    _require_fit(plan, phases)
-    return plan, phases
-
-
-def _require_options(plan: Plan) -> None:
-    for name, given, kind in (("search", plan.search, Search), ("scheduler", plan.scheduler, Scheduler)):
-        if given not in get_args(kind):
-            raise UserError(
-                f"--{name} {given!r} is unknown{nearest(given, get_args(kind))}: {', '.join(get_args(kind))}."
-            )
-    for name in (plan.objective, *plan.choose):
-        known = [*SCORES, _OF_CLIPS, TARGET_MIOU]
-        if name not in known and not (name == AGGREGATE and name != plan.objective):
-            raise UserError(f"{name!r} is no score{nearest(name, known)}. There are: {', '.join(known)}.")
-    if plan.search == "pbt" and (plan.scheduler != "none" or plan.seeds > 1):
-        raise UserError(
-            "--search pbt is a scheduler itself, whose trials learn from each other: no --scheduler, no --seeds."
-        )
-    if plan.search == "pbt" and plan.num < 2:
-        raise UserError(f"--search pbt needs a population: --num {plan.num} is too few. Give 4 or more.")
-    for name in ("num", "points", "seeds", "keep"):
-        if getattr(plan, name) < 1:
-            raise UserError(f"--{name} {getattr(plan, name)} is too few. Give at least 1.")
-
-
-def _words_for_all(plan: Plan, base: Sequence[Phase]) -> list[str]:
-    """What every trial needs: the scores that are asked for, and a checkpoint at each evaluation."""
-    recipe = _last(base)
-    wanted = [name for name in SCORES if name in (*recipe.evaluation.scores, plan.objective, *plan.choose)]
-    words = [f"evaluation.scores=[{','.join(wanted)}]"]
-    if not any(word.startswith("checkpoint.every_steps=") for word in plan.words):
-        words.append(f"checkpoint.every_steps={recipe.evaluation.every_steps}")
-    return words
-
-
-def _last(phases: Sequence[Phase]) -> Recipe:
-    """The recipe of the last phase that trains: its evaluations decide."""
-    trained = [phase.recipe for phase in phases if isinstance(phase.recipe, Recipe)]
-    if not trained:
-        raise UserError("the recipe has no phase that trains, so there is nothing to score.")
-    return trained[-1]
-
-
-def _require_fit(plan: Plan, phases: Sequence[Phase]) -> None:
-    """What would make every trial fail."""
-    from distuda.engine.loop import open_data
-
-    recipe = _last(phases)
-    if plan.search == "pbt" and (len(phases) > 1 or phases[0].name):
-        raise UserError("--search pbt copies checkpoints between trials, and a recipe of phases has several. Use tpe.")
-    if len(phases) == 1:
-        data = open_data(recipe)  # most mistakes in data show here
-        if is_oracle(plan.objective) and not (recipe.evaluation.uri and data.evaluation.labelled):
-            raise UserError("--objective target_miou looks at target labels: set evaluation.uri to labelled samples.")
-
-
-def _agree(plan: Plan, phases: Sequence[Phase]) -> None:
-    """Refuse a folder that holds another sweep; leave in a new one what it is."""
-    path = storage.join(plan.out, "sweep.json")
-    fields = {name: str(kind) for name, kind in plan.space.fields.items()}
-    said = {
-        "space": fields, "search": plan.search, "points": plan.points, "objective": plan.objective,
-        "seeds": plan.seeds, "seed": plan.seed, "recipe": phases_to_yaml(phases),
-    }  # fmt: skip
-    if storage.exists(path):
-        if not plan.resume:
-            raise UserError(f"{plan.out!r} holds a sweep already. Go on with it by --resume, or choose another --out.")
-        before = json.loads(storage.read_bytes(path))
-        if odd := [name for name, value in said.items() if before.get(name) != value]:
-            raise UserError(f"the sweep in {plan.out!r} was begun with another {', '.join(odd)}. Restore it, or choose "
-                            "another --out.")  # fmt: skip
-    storage.write_bytes(path, json.dumps(said, indent=1).encode())
+    plan = agree(plan, phases)
+    _Run(plan, phases, records).search()
+    return finish(plan, records, last_recipe(phases).seed)
 
 
 class _Run:
@@ -194,77 +52,77 @@ class _Run:
 
     def __init__(self, plan: Plan, phases: Sequence[Phase], records: Records) -> None:
         self.plan, self.records = plan, records
-        self.workers, self.steps = _last(phases).workers, total_steps(phases)
-        every = _last(phases).evaluation.every_steps
-        self.grace = plan.grace or -(-self.steps // (9 * every)) * every
-        self.device, self.seed = _last(phases).device, _last(phases).seed
+        self.recipe, self.steps, self.grace = last_recipe(phases), total_steps(phases), grace_of(plan, phases)
+        self.first_seeds = 1 if plan.scheduler != "none" else plan.seeds
 
     def search(self) -> None:
         """Run what is left; returns when all trials have ended.
 
+        With a scheduler the first seed decides which configurations come to their end, and the others repeat those.
+
         Raises:
             KeyboardInterrupt: it was interrupted; the trials stay as they are.
         """
+        plan = self.plan
         listed = self._listed()
+        self._sit(listed, plan.num * plan.seeds if listed is None else len(listed), plan.scheduler)
+        if self.first_seeds < plan.seeds:
+            survivors = [record for record in self.records if record.status == "finished" and not record.repeat]
+            again = [r for one in survivors for r in self.records.add(one.number, one.configuration, plan.seeds)[1:]]
+            self._sit(again, len(again), "none")
+
+    def _sit(self, listed: list[Record] | None, num: int, scheduler: str) -> None:
+        """Run these trials, or those that a search offers, to their ends."""
         if listed is not None and all(record.status in ENDED for record in listed):
             return
-        concurrent, resources = self._resources(len(listed) if listed else self.plan.num * self.plan.seeds)
+        concurrent, resources = share_of_cluster(
+            self.recipe, num, concurrent=self.plan.concurrent, cpus=self.plan.cpus, gpus=self.plan.gpus
+        )
         from tune.live import Observer
 
-        num = len(listed) if listed else self.plan.num * self.plan.seeds
+        plan = self.plan
         with tempfile.TemporaryDirectory(prefix="distuda-sweep-") as scratch:
-            observer = Observer(self.records, self.plan.objective, self.plan.keep, num)
+            observer = Observer(self.records, plan.objective, plan.choose, plan.keep, max(num, len(self.records)))
             with observer:
-                self._tuner(listed, concurrent, resources, observer, scratch).fit()
-        if any(record.status in ("waiting", "running") for record in self.records):
-            print(f"interrupted; go on with --resume --out {self.plan.out}", file=sys.stderr, flush=True)
+                self._tuner(listed, concurrent, resources, scheduler, observer, scratch).fit()
+        if plan.search == "pbt":
+            storage.remove(storage.join(plan.out, POPULATION))
+            self.records.free_donations()
+        mine = [r for r in self.records if r.repeat < self.first_seeds] if listed is None else listed
+        if any(record.status in ("waiting", "running") for record in mine):
+            print(f"interrupted; go on with --resume --out {plan.out}", file=sys.stderr, flush=True)
             raise KeyboardInterrupt
 
     def _listed(self) -> list[Record] | None:
-        """All trials of a search that knows them from the start."""
+        """All trials of a search that knows them from the start; of a population those that have not ended.
+
+        A member that has ended teaches the others nothing any more, and told again it would be given another
+        configuration.
+        """
         plan, rng = self.plan, random.Random(self.plan.seed)
         if plan.search == "tpe":
             return None
         drawn = (
             plan.space.grid(plan.points) if plan.search == "grid" else [plan.space.sample(rng) for _ in range(plan.num)]
         )
-        return [record for number, one in enumerate(drawn) for record in self.records.add(number, one, plan.seeds)]
+        listed = [r for number, one in enumerate(drawn) for r in self._offer(number, one)]
+        return [r for r in listed if r.status not in ENDED] if plan.search == "pbt" else listed
 
     def _offer(self, number: int, configuration: Configuration) -> list[Record]:
-        return self.records.add(number, configuration, self.plan.seeds)
+        return self.records.add(number, configuration, self.first_seeds)
 
     def _config(self, record: Record) -> dict[str, Any]:
         """What a trial's actor is told."""
         return {"trial": {
             "id": record.id, "configuration": record.configuration,
-            "words": record.words(self.seed), "ended": record.status in ENDED,
-            "replay": self.plan.search != "pbt" or record.status in ENDED,
+            "words": record.words(self.recipe.seed), "ended": record.status in ENDED,
+            "replay": self.plan.search != "pbt",
         }}  # fmt: skip
 
-    def _resources(self, num: int) -> tuple[int, dict[str, float]]:
-        """Trials at once, and what one takes of the cluster; starts Ray."""
-        plan = self.plan
-        wanted = plan.concurrent * (plan.cpus or 1)
-        start_ray(num_cpus=int(max(num_cores(), wanted, self.workers * max(1, plan.concurrent))) + 1)
-        import ray
-
-        have = ray.cluster_resources()
-        spare = max(1.0, have.get("CPU", 1.0) - 1)
-        if self.workers:
-            fits = max(1, int(spare // self.workers))
-            return (num if plan.search == "pbt" else min(num, plan.concurrent or fits)), {"CPU": 0.01}
-        gpus = plan.gpus
-        if gpus is None:
-            gpus = 1.0 if self.device != "cpu" and have.get("GPU", 0) else 0.0
-        fits = int(have.get("GPU", 0) / gpus) if gpus else int(spare / (plan.cpus or 1))
-        concurrent = max(1, min(num, plan.concurrent or fits))
-        # a fair share, so that just as many fit: a population is held back by nothing else
-        cpus = plan.cpus or max(0.01, int(100 * spare / concurrent) / 100)
-        return concurrent, {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-
     def _tuner(
-        self, listed: list[Record] | None, concurrent: int, resources: dict[str, float], observer: Any, scratch: str
-    ) -> Any:
+        self, listed: list[Record] | None, concurrent: int, resources: Resources, scheduler_name: str, observer: Any,
+        scratch: str,
+    ) -> Any:  # fmt: skip
         # ours say what matters; and Tune's own state is never gone back to
         os.environ.update(
             TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_GLOBAL_CHECKPOINT_S="3600", RAY_AIR_NEW_OUTPUT="0"
@@ -283,43 +141,44 @@ class _Run:
         if plan.search == "pbt":
             scheduler = population(plan.space, every=self.grace, seed=plan.seed)
         else:
-            scheduler = scheduler_for(plan.scheduler, steps=self.steps, grace=self.grace)
+            scheduler = scheduler_for(scheduler_name, steps=self.steps, grace=self.grace)
         begun = {record.number: record.configuration for record in self.records}
         searcher = None
         if listed is None:
             known = [begun[number] for number in sorted(begun)]
             searcher = Tpe(plan.space, plan.num, plan.seed, known, self._offer, self._config)
+        storage_of_tune = _shared(plan.out) if plan.search == "pbt" else {"storage_path": scratch}
+        unsteered = plan.search != "pbt" and searcher is None and scheduler_name == "none"
         space = {"trial": tune.grid_search([self._config(r)["trial"] for r in listed])} if listed is not None else None
         return tune.Tuner(
             tune.with_resources(actor, resources),
             param_space=space,
             tune_config=tune.TuneConfig(
-                metric=None if plan.search == "pbt" or searcher or plan.scheduler != "none" else "objective",
-                mode=None if plan.search == "pbt" or searcher or plan.scheduler != "none" else "max",
+                metric="objective" if unsteered else None, mode="max" if unsteered else None,
                 search_alg=searcher, scheduler=scheduler, reuse_actors=True,
-                num_samples=plan.num * plan.seeds if searcher else 1,
+                num_samples=plan.num * self.first_seeds if searcher else 1,
                 max_concurrent_trials=None if plan.search == "pbt" else concurrent,
                 trial_name_creator=_name, trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
-                name="sweep", storage_path=scratch, verbose=0, callbacks=[observer],
+                name="sweep", verbose=0, callbacks=[observer], **storage_of_tune,
                 failure_config=tune.FailureConfig(max_failures=LOST),
             ),
         )  # fmt: skip
 
 
+def _shared(out: str) -> dict[str, Any]:
+    """Where Tune keeps a population's notes of who may be copied: nodes must find each other's."""
+    fs, path = storage.filesystem(storage.join(out, POPULATION))
+    if storage.is_local(out):
+        return {"storage_path": path}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
+
+
 def _name(trial: Any) -> str:
     return str(trial.config["trial"]["id"])
-
-
-def chosen_by(plan: Plan, records: Records) -> list[str]:
-    """The scores that decide: those named, or for the aggregate every label-free one that all trials have."""
-    if AGGREGATE not in plan.choose:
-        return list(plan.choose) or [plan.objective]
-    ended = records.ended()
-    names = list(ended[0].scores) if ended else [plan.objective]
-    return [name for name in names if not is_oracle(name) and all(name in record.scores for record in ended)
-            and (name in SCORES or name == _OF_CLIPS)]  # fmt: skip
 
 
 def finish(plan: Plan, records: Records, seed: int) -> dict[str, str]:
@@ -328,15 +187,15 @@ def finish(plan: Plan, records: Records, seed: int) -> dict[str, str]:
     Raises:
         RunFailed: no trial came to an end.
     """
-    by = chosen_by(plan, records)
+    by = chosen_by(plan.choose, plan.objective, records)
     ranked = ranking(records, by, plan.seeds)
     best = None
     if ranked:
         best = load_phases(plan.recipe, [*plan.words, *ranked[0].records[0].words(seed)])
-    written = write_results(records, ranked, best, by)
+    written = write_results(records, ranked, best, by, plan.objective)
     written["sweep.html"] = write_report(records, ranked, plan.space, plan.objective, by)
     if not ranked:
         failures = [record.reason for record in records if record.status == "failed"]
         raise RunFailed(f"no trial came to an end; the first failed with: {failures[0] if failures else 'nothing ran'}")
-    print(f"chosen by {', '.join(map(label_of, by))}: configuration {ranked[0].number}", file=sys.stderr, flush=True)
+    print(f"chosen {how_chosen(by, plan.objective)}: configuration {ranked[0].number}", file=sys.stderr, flush=True)
     return written

@@ -5,7 +5,6 @@ it is, and whoever comes next goes on from its newest checkpoint. An actor that 
 behind it first reports these again, so that schedulers and searches know as much as if nothing had happened.
 """
 
-import json
 import math
 import os
 import time
@@ -15,10 +14,11 @@ import ray
 from ray import tune
 
 from distuda import storage
-from distuda.engine.checkpoint import META, TRAINING, WEIGHTS, Checkpoints
+from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
 from distuda.errors import RunFailed, UserError
 from distuda.plan import Phase
 from distuda.recipe import Recipe, to_yaml
+from tune.records import DONATED
 from tune.run import (
     ProcessRun,
     Row,
@@ -35,6 +35,9 @@ from tune.run import (
 
 TARGET_MIOU = "target_miou"
 """The oracle: looks at labels that nobody has."""
+
+DONATIONS = 4
+"""Checkpoints that a trial of a population keeps for others: one may wait several decisions for its turn to take it."""
 
 
 class TrialActor(tune.Trainable):
@@ -67,7 +70,8 @@ class TrialActor(tune.Trainable):
             self.run = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Where the weights lie: in the run folder."""
+        """Where the weights lie: in the run folder. Tune asks when it pauses a trial or copies a good one."""
+        donate(self.folder, self.reported)
         return {"folder": self.folder, "step": self.reported}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
@@ -124,8 +128,7 @@ class TrialActor(tune.Trainable):
     def _open(self) -> None:
         os.chdir(self.task.cwd)  # Tune has moved us; relative paths are meant from where the user is
         self.phases = self.task.phases(self.trial_config["words"], self.folder)
-        if self.donor:
-            adopt(self.donor, self.phases)
+        if self.donor and adopt(self.donor, self.phases):
             self.reported = self.donor["step"]
         elif self.trial_config["replay"]:
             self.replay = recorded(self.phases)
@@ -155,25 +158,38 @@ class TrialActor(tune.Trainable):
         return {"step": row["step"], "total": total, "objective": scores[name], **named, "done": over}
 
 
-def adopt(donor: dict[str, Any], phases: list[Phase]) -> None:
+def donate(folder: str, step: int) -> None:
+    """Keep a copy of the checkpoint of an evaluated step where the run's own pruning does not reach it."""
+    name = f"step-{step:08d}"
+    if _copy(storage.join(folder, "checkpoints", name), storage.join(folder, DONATED, name)):
+        for old in sorted(storage.list_folder(storage.join(folder, DONATED)))[:-DONATIONS]:
+            storage.remove(storage.join(folder, DONATED, old))
+
+
+def adopt(donor: dict[str, Any], phases: list[Phase]) -> bool:
     """Put another run's checkpoint in place of a run's own, and the run's new recipe beside it.
 
-    The checkpoint is the donor's newest where it has moved on and removed the one it was chosen for.
+    False where the donor has given it up since: the run then goes on from its own, as the new recipe says.
     """
     recipe = phases[0].recipe
     assert isinstance(recipe, Recipe) and recipe.out is not None
     describe(phases)
-    wanted = storage.join(donor["folder"], "checkpoints", f"step-{donor['step']:08d}")
-    if not storage.exists(storage.join(wanted, META)):
-        newest = Checkpoints(donor["folder"], recipe.checkpoint).latest()
-        assert newest is not None, "a trial is chosen for its evaluations, and each has its checkpoint"
-        wanted = newest
-    parts = {name: storage.read_bytes(storage.join(wanted, name)) for name in (WEIGHTS, TRAINING, META)}
+    name = f"step-{donor['step']:08d}"
+    given = storage.join(donor["folder"], DONATED, name)
+    if not storage.exists(storage.join(given, META)):
+        return False
     storage.remove(storage.join(recipe.out, "checkpoints"))
     storage.remove(storage.join(recipe.out, "best.json"))
-    name = f"step-{json.loads(parts[META])['step']:08d}"
-    for part, content in parts.items():  # the meta file last: it makes the checkpoint complete
-        storage.write_bytes(storage.join(recipe.out, "checkpoints", name, part), content)
+    return _copy(given, storage.join(recipe.out, "checkpoints", name))
+
+
+def _copy(checkpoint: str, to: str) -> bool:
+    """Copy a complete checkpoint, its meta file last: that makes the copy complete; False where there is none."""
+    if not storage.exists(storage.join(checkpoint, META)):
+        return False
+    for part in (WEIGHTS, TRAINING, META):
+        storage.write_bytes(storage.join(to, part), storage.read_bytes(storage.join(checkpoint, part)))
+    return True
 
 
 def describe(phases: list[Phase]) -> None:

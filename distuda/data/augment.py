@@ -66,12 +66,13 @@ class RareClassFocus:
     """Which crops of a rare-class sample are good enough (DAFormer, CVPR 2022, section 3.3 and its code).
 
     Attributes:
-        probability_C: chance of each class to be the one that is looked for, on the batch's device.
+        weight_C: how likely a sample that holds a class was drawn for it (`Dataset.rare_class_weights`), any scale, on
+            the batch's device.
         min_pixels: a crop is taken if it shows more pixels of that class than this.
         tries: crops drawn at most; the last is taken in any case.
     """
 
-    probability_C: Tensor
+    weight_C: Tensor
     min_pixels: int
     tries: int = 10
 
@@ -149,7 +150,7 @@ def _crop_grid(seed_B: Tensor, window: tuple[int, int], crop: tuple[int, int], c
     low, high = config.scale
     zoom = torch.exp(math.log(low) + uniform(seed_B, "zoom") * math.log(high / low))
     half_h, half_w = (crop[i] / (zoom * window[i]) for i in (0, 1))  # half extents in [-1, 1] coordinates
-    place = uniform(seed_B, "place", 2) * 2 - 1
+    place = _place(seed_B, window, crop) if low == high == 1 else uniform(seed_B, "place", 2) * 2 - 1
     sign = 1 - 2 * (uniform(seed_B, "flip") < config.flip).float()
     zero = torch.zeros_like(zoom)
     row_x = torch.stack([half_w * sign, zero, place[:, 0] * (1 - half_w).clamp(min=0)], dim=1)
@@ -158,12 +159,21 @@ def _crop_grid(seed_B: Tensor, window: tuple[int, int], crop: tuple[int, int], c
     return F.affine_grid(theta, [len(seed_B), 3, *crop], align_corners=False)
 
 
+def _place(seed_B: Tensor, window: tuple[int, int], crop: tuple[int, int]) -> Tensor:
+    """Where crops lie in the room they have, x and y from -1 to 1, (B, 2): at whole pixels, so that none is blurred."""
+    room = seed_B.new_tensor([max(0, window[i] - crop[i]) for i in (1, 0)], dtype=torch.float32)
+    first = torch.minimum((uniform(seed_B, "place", 2) * (room + 1)).floor(), room)
+    return first * 2 / room.clamp(min=1) - 1
+
+
 def _focused_grid(
     seed_B: Tensor, label_BHW: Tensor, crop: tuple[int, int], config: GeometryConfig, focus: RareClassFocus
 ) -> Tensor:
-    """For each sample the first of several crops that shows enough of one class, drawn among those in its window."""
-    num_classes = len(focus.probability_C)
-    chance_BC = focus.probability_C * (_pixels_per_class(label_BHW, num_classes) > 0)
+    """For each sample the first of several crops that shows enough of the class it was drawn for, which is drawn among
+    those that its window has enough of: a speck of a rarer class is not why it came.
+    """
+    num_classes = len(focus.weight_C)
+    chance_BC = focus.weight_C * (_pixels_per_class(label_BHW, num_classes) > focus.min_pixels)
     ladder_BC = chance_BC.cumsum(dim=1) / chance_BC.sum(dim=1, keepdim=True).clamp(min=1e-12)
     wanted_B = (ladder_BC <= uniform(seed_B, "rare_class")[:, None]).sum(dim=1).clamp(max=num_classes - 1)
     window, coarse = (label_BHW.shape[-2], label_BHW.shape[-1]), 4  # every 4th pixel each way is counted, as 16

@@ -250,12 +250,16 @@ class Dataset:
         has_pair = self.index["has_pair"].to_numpy().astype(np.float64)
         return np.asarray(has_pair / has_pair.sum(), np.float64)
 
-    def rare_class_weights(self, temperature: float = 0.01, min_pixels: int = 3000) -> NDArray[np.float64]:
-        """How often to draw each sample so that rare classes are seen as often as common ones, (N,), sums to 1.
+    def rare_class_weights(
+        self, temperature: float = 0.01, min_pixels: int = 3000
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """How often to draw each sample so that rare classes are seen as often as common ones, (N,), sums to 1; and
+        how much of that each class brings to a sample that holds it, (C,).
 
         Rare class sampling of DAFormer (Hoyer et al., CVPR 2022, section 3.3): draw a class c with
-        P(c) = softmax((1 - f_c) / T), f_c its pixel frequency, then uniformly a sample with more than ``min_pixels``
-        of c. Classes that no sample shows that much are left out. These are the marginal probabilities of that draw.
+        P(c) = softmax((1 - f_c) / T), f_c its pixel frequency, then uniformly one of the N_c samples with more than
+        ``min_pixels`` of c. Classes that no sample shows that much are left out. A sample's probability is the sum of
+        P(c) / N_c over the classes it holds, so these parts say, given a sample, which class it was drawn for.
         """
         if not self.labelled:
             raise UserError(f"rare class sampling needs labels, and {self.uri!r} has none. Switch it off.")
@@ -273,7 +277,8 @@ class Dataset:
             )
         logits = np.where(holders > 0, (1 - self.class_frequencies()) / temperature, -np.inf)
         chance = np.exp(logits - logits.max())
-        return np.asarray((shown / np.maximum(holders, 1)) @ (chance / chance.sum()), np.float64)
+        parts_C = chance / chance.sum() / np.maximum(holders, 1)
+        return np.asarray(shown @ parts_C, np.float64), np.asarray(parts_C, np.float64)
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:

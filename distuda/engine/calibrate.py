@@ -27,14 +27,17 @@ def calibrate(model: Segmenter, images: Iterable[Tensor], *, bf16: bool = False)
 
     Nothing happens to a network without batch norm or with frozen statistics.
     """
+    was_training = model.training
+    model.train()
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not norms or model.freeze_statistics:
+    norms = [norm for norm in norms if norm.training]  # frozen ones, also of a wrapped network, stay as they are
+    if not norms:
+        model.train(was_training)
         return
-    momenta, was_training = [norm.momentum for norm in norms], model.training
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average: every batch weighs the same
-    model.train()
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for image in images:

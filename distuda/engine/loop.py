@@ -10,11 +10,13 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distuda import storage
-from distuda.data.augment import region_size
+from distuda.data.augment import RareClassFocus, region_size
 from distuda.data.batch import Batch
 from distuda.data.dataset import Dataset, open_dataset
 from distuda.data.order import Order
@@ -207,13 +209,25 @@ def fit(
     return recipe.out
 
 
+def _rare_classes(domain: Source, dataset: Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """`Dataset.rare_class_weights` of the source, where it is sampled so."""
+    if domain.rare_class_temperature is None:
+        return None
+    return dataset.rare_class_weights(domain.rare_class_temperature, domain.rare_class_min_pixels)
+
+
 class Session:
     """What lives as long as one call of `fit`: counters, logs, streams and checkpoints."""
 
     def __init__(self, recipe: Recipe, worker: Worker, data: Data, method: Method) -> None:
         assert recipe.out is not None
         self.recipe, self.worker, self.data, self.method, self.out = recipe, worker, data, method, recipe.out
-        self.step = Step(method, recipe, worker.device)
+        self.rare = _rare_classes(recipe.source, data.source)
+        focus = None
+        if self.rare is not None:
+            weight_C = torch.tensor(self.rare[1], dtype=torch.float32, device=worker.device)
+            focus = RareClassFocus(weight_C, recipe.source.rare_class_crop_pixels)
+        self.step = Step(method, recipe, worker.device, focus)
         self.checkpoints = Checkpoints(self.out, recipe.checkpoint)
         self.step_number = self.first_step = 0
         self.scored_step = -1
@@ -274,8 +288,8 @@ class Session:
         domain: Domain = getattr(self.recipe, name)
         dataset: Dataset = getattr(self.data, name)
         weights, region = None, region_size(self.recipe.augment)
-        if isinstance(domain, Source) and domain.rare_class_temperature is not None:
-            weights = dataset.rare_class_weights(domain.rare_class_temperature, domain.rare_class_min_pixels)
+        if name == "source" and self.rare is not None:
+            weights = self.rare[0]
             region = None  # the step looks for a crop with the rare class, so it needs the whole image
         columns = self.recipe.method.reads[name]
         if name == "source":
@@ -337,6 +351,16 @@ class Session:
             )
         return values
 
+    def _require_finite_weights(self) -> None:
+        """A loss says what the weights were before the step; the step itself may have ruined them."""
+        names, parameters = zip(*self.method.named_parameters(), strict=True)
+        finite = torch.stack([parameter.detach().isfinite().all() for parameter in parameters]).tolist()
+        if bad := [name for name, good in zip(names, finite, strict=True) if not good]:
+            raise RuntimeError(
+                f"{len(bad)} of {len(names)} weights became infinite or nan in step {self.step_number} ({bad[0]}). "
+                "Go on from the checkpoint before with resume=true and a lower optimizer.lr or optimizer.clip_norm=1."
+            )
+
     def settle_statistics(self) -> None:
         """Batch-norm statistics fit to be evaluated or kept: equal on all ranks, and the target's where asked."""
         sync_buffers(self.method)
@@ -384,7 +408,9 @@ class Session:
     def save(self) -> None:
         """Snapshot for a checkpoint; rank 0 writes it in the background."""
         self._finite_scalars()  # every resume would start from a diverged checkpoint
-        sync_buffers(self.method)
+        self._require_finite_weights()
+        if self.scored_step != self.step_number:
+            self.settle_statistics()
         if self.worker.leads:
             self.log_file.flush()  # a resumed run drops no row up to its checkpoint
             samples = (self.step_number - self.first_step) * self.recipe.batch_size

@@ -78,7 +78,9 @@ def build_method(recipe: Recipe, table: ClassTable, class_frequency_src: torch.T
                 f"{table.num_classes} classes: {first}. Choose a run of the same model."
             ) from error
     views = recipe.augment
-    context = Context(table.num_classes, class_frequency_src, views.photometry, views.photometry_labelled, table)
+    context = Context(
+        table.num_classes, class_frequency_src, views.photometry, views.photometry_labelled, views.flip, table
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)  # discriminators, drawn apart from the network
         method: Method = METHODS[recipe.method.name](recipe.method, model, context)

@@ -25,13 +25,16 @@ class Step:
         method: on its device; wrapped in DDP here when a process group is up.
         recipe: precision, accumulation, clipping, augmentation, optimiser.
         device: where the batches go.
+        focus: with rare-class sampling, which source crops are good enough.
     """
 
-    def __init__(self, method: Method, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, method: Method, recipe: Recipe, device: torch.device, focus: RareClassFocus | None = None
+    ) -> None:
         self.method, self.recipe, self.device = method, recipe, device
         self.optimizers: list[Optimizer] = build_optimizers(method, recipe.optimizer)
         self.schedules: list[LambdaLR] = build_schedules(self.optimizers, recipe.optimizer, recipe.steps)
-        self.focus = _focus(method, recipe, device)
+        self.focus = focus
         self.wrapped = _wrap(method, recipe, device)
 
     def __call__(self, source: Batch | None = None, target: Batch | None = None) -> dict[str, Tensor]:
@@ -128,15 +131,6 @@ def _wrap(method: Method, recipe: Recipe, device: torch.device) -> nn.Module:
         ids = [device.index] if device.type == "cuda" else None
         wrapped = DistributedDataParallel(wrapped, device_ids=ids, **_own_buffers())
     return wrapped
-
-
-def _focus(method: Method, recipe: Recipe, device: torch.device) -> RareClassFocus | None:
-    """With rare-class sampling, source crops are drawn until they show the class they were sampled for."""
-    temperature = recipe.source.rare_class_temperature
-    if temperature is None:
-        return None
-    probability_C = ((1 - method.context.class_frequency_src) / temperature).softmax(dim=0)
-    return RareClassFocus(probability_C.to(device), recipe.source.rare_class_crop_pixels)
 
 
 def _own_buffers() -> dict[str, Any]:

@@ -59,6 +59,11 @@ class Apoda(AdvEnt):
         discriminate_perturbed: bool = Field(
             False, description="the discriminator also learns to place perturbed features in their own domain (TAT)"
         )
+        start_step: int = Field(
+            0,
+            ge=0,
+            description="steps of source-only training and of the discriminators' before all other terms start [steps]",
+        )
         self_training: TeachingConfig | None = Field(
             None, description="a teacher and ClassMix beside it, e.g. {confidence: 0.9, weighting: pixel}; none = off"
         )

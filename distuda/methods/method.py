@@ -103,6 +103,7 @@ class Context:
         class_frequency_src: share of labelled source pixels a class, (C,) float, sums to 1.
         photometry: colour jitter and blur of strong views.
         photometry_labelled: whether labelled images are seen through it as well.
+        flip: share of the samples that are mirrored.
         table: names and things of the classes; None where nothing asks for them.
     """
 
@@ -110,6 +111,7 @@ class Context:
     class_frequency_src: Tensor
     photometry: PhotometryConfig = field(default_factory=lambda: PhotometryConfig())
     photometry_labelled: bool = True
+    flip: float = 0.0
     table: ClassTable | None = None
 
     def class_ids(self, names: list[str] | None, field: str) -> tuple[int, ...]:

@@ -92,6 +92,11 @@ class Teaching(nn.Module):
     def __init__(self, config: TeachingConfig, student: Segmenter, context: Context) -> None:
         super().__init__()
         self.config, self.context = config, context
+        if config.margins[2] != config.margins[3] and context.flip:
+            raise UserError(
+                f"margins={list(config.margins)} leave out more on one side, which mirrored crops have on the other. "
+                "Make the last two equal, or set augment.flip=0."
+            )
         self.teacher = copy.deepcopy(student).requires_grad_(False)
 
     def views(self, source: Batch, target: Batch) -> tuple[dict[str, View], dict[str, Tensor]]:

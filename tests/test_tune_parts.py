@@ -1,0 +1,148 @@
+"""Parts of a sweep on their own: the search that goes on, checkpoints that change hands, shares of a cluster."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from sweeps import plan_for
+
+from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
+from distuda.errors import UserError
+from distuda.recipe import Recipe, load_recipe
+from tune import resources
+from tune.plan import agree, settle
+from tune.records import DONATED, Record, Records
+from tune.resources import share_of_cluster
+from tune.run import Task
+from tune.search import Tpe
+from tune.space import Configuration, load_space
+from tune.sweep import _Run
+from tune.trial import DONATIONS, adopt, donate
+
+
+def test_a_search_that_goes_on_does_not_begin_again() -> None:
+    space = load_space("advent")
+
+    def drawn(begun: list[Configuration], num: int) -> list[Configuration]:
+        offered: list[Configuration] = []
+
+        def offer(number: int, configuration: Configuration) -> list[Record]:
+            offered.append(configuration)
+            return [Record(f"{number:04d}", number, 0, configuration)]
+
+        search = Tpe(space, num, 0, begun, offer, lambda record: {"trial": record.id})
+        for i in range(num):
+            search.suggest(str(i))
+        return offered
+
+    first = drawn([], 4)
+    assert drawn(first, 12)[:4] == first
+    assert len({str(one) for one in drawn(first, 12)}) == 12
+
+
+# Checkpoints that change hands ---------------------------------------------------------------------------------------
+
+
+def checkpoint(folder: Path, step: int) -> None:
+    path = folder / "checkpoints" / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    for name in (WEIGHTS, TRAINING, META):
+        (path / name).write_text(f"{name} {step}")
+
+
+def test_a_donor_keeps_what_its_own_pruning_takes(tmp_path: Path) -> None:
+    donor, thief = tmp_path / "donor", tmp_path / "thief"
+    steps = range(10, 10 * (DONATIONS + 2), 10)
+    for step in steps:
+        checkpoint(donor, step)
+        donate(str(donor), step)
+    donate(str(donor), 5)  # no checkpoint of that step: nothing to give
+    assert len(list((donor / DONATED).iterdir())) == DONATIONS
+    checkpoint(thief, 30)
+    phases = Task(None, (), str(tmp_path)).phases([], str(thief))
+    assert not adopt({"folder": str(donor), "step": 10}, phases)  # given up since: the thief keeps its own
+    assert (thief / "checkpoints" / "step-00000030" / META).exists()
+    for folder in (donor / "checkpoints").iterdir():
+        (folder / META).unlink()
+    assert adopt({"folder": str(donor), "step": 20}, phases)
+    assert [f.name for f in (thief / "checkpoints").iterdir()] == ["step-00000020"]
+    assert (thief / "checkpoints" / "step-00000020" / WEIGHTS).read_text() == f"{WEIGHTS} 20"
+
+
+def test_members_of_a_population_that_have_ended_are_left_alone(domains: list[str], tmp_path: Path) -> None:
+    plan, phases = settle(plan_for(tmp_path, domains, search="pbt", num=3, concurrent=0, grace=2))
+    records = Records(plan.out)
+    everyone = _Run(plan, phases, records)._listed()
+    assert everyone is not None and len(everyone) == 3
+    everyone[0].status, everyone[1].status = "finished", "failed"
+    left = _Run(plan, phases, records)._listed()
+    assert left is not None and [record.id for record in left] == ["0001", "0002"]
+    assert not any(_Run(plan, phases, records)._config(record)["trial"]["ended"] for record in left)
+
+
+def test_a_recipe_that_is_edited_under_way_changes_no_trial(domains: list[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("optimizer: {weight_decay: 0.01}\n")
+    plan, phases = settle(replace(plan_for(tmp_path, domains), recipe=str(recipe)))
+    plan = agree(plan, phases)
+    recipe.write_text("optimizer: {weight_decay: 0.5}\n")
+    [phase] = Task(plan.recipe, plan.words, str(tmp_path)).phases([], str(tmp_path / "trial"))
+    assert isinstance(phase.recipe, Recipe) and phase.recipe.optimizer.weight_decay == 0.01
+    edited, phases = settle(replace(plan_for(tmp_path, domains, resume=True), recipe=str(recipe)))
+    with pytest.raises(UserError, match="begun with another recipe"):
+        agree(edited, phases)
+
+
+# Shares of a cluster -------------------------------------------------------------------------------------------------
+
+
+def share(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[Mapping[str, float]], *words: str, num: int = 16, **wanted: Any
+) -> tuple[int, dict[str, float]]:
+    """`share_of_cluster` on a cluster of such nodes."""
+    total: dict[str, float] = {}
+    for node in nodes:
+        for name, amount in node.items():
+            total[name] = total.get(name, 0) + amount
+    monkeypatch.setattr(resources, "start_ray", lambda **_: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": dict(node)} for node in nodes])
+    options = {"concurrent": 0, "cpus": None, "gpus": None, **wanted}
+    return share_of_cluster(load_recipe(None, words), num, **options)
+
+
+FOUR = [{"CPU": 16.0}] * 4
+ONE_GPU = [{"CPU": 8.0, "GPU": 1.0}] * 2
+
+
+def test_a_trial_takes_no_more_than_a_node_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert share(monkeypatch, [{"CPU": 3.0}]) == (2, {"CPU": 1.0})
+    assert share(monkeypatch, FOUR, num=3) == (3, {"CPU": 16.0})
+    assert share(monkeypatch, FOUR, num=16, concurrent=2) == (2, {"CPU": 16.0})
+    assert share(monkeypatch, FOUR, num=16, cpus=4) == (15, {"CPU": 4})
+    assert share(monkeypatch, ONE_GPU) == (2, {"CPU": 7.5, "GPU": 1.0})
+    assert share(monkeypatch, ONE_GPU, gpus=0.5) == (4, {"CPU": 3.75, "GPU": 0.5})
+    assert share(monkeypatch, ONE_GPU, "device=cpu")[1] == {"CPU": 1.0}
+
+
+def test_trials_with_workers_run_as_far_as_their_gpus_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    big = [{"CPU": 32.0, "GPU": 2.0}] * 2
+    assert share(monkeypatch, big, "workers=2") == (2, {"CPU": 0.01})
+    assert share(monkeypatch, big, "workers=2", "device=cpu") == (16, {"CPU": 0.01})
+    assert share(monkeypatch, big, "workers=2", concurrent=3) == (3, {"CPU": 0.01})
+
+
+def test_what_no_node_holds_is_refused_or_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"8 CPUs a trial, but the largest node has 3. Lower --cpus"):
+        share(monkeypatch, [{"CPU": 3.0}], cpus=8)
+    with pytest.raises(UserError, match=r"1 GPUs a trial, .* has 0. Lower --gpus or set device=cpu"):
+        share(monkeypatch, [{"CPU": 3.0}], "device=cuda")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert share(monkeypatch, [{"CPU": 3.0}], "device=cuda")[1]["GPU"] == 1.0
+    assert "1 GPUs a trial, but the largest node has 0; waiting until the cluster has grown" in capsys.readouterr().err

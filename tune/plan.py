@@ -1,0 +1,211 @@
+"""A sweep as the user asks for it, and everything that is refused before Ray starts."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from distuda import storage
+from distuda.cluster.train import require_lasting
+from distuda.errors import UserError, nearest
+from distuda.metrics.label_free import SCORES
+from distuda.phases import check
+from distuda.plan import Phase, load_phases
+from distuda.plan import to_yaml as phases_to_yaml
+from distuda.recipe import Recipe
+from tune.results import AGGREGATE, OF_CLIPS
+from tune.run import total_steps
+from tune.space import Space
+from tune.trial import TARGET_MIOU
+
+Search = Literal["random", "grid", "tpe", "pbt"]
+Scheduler = Literal["none", "asha", "median"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep as the user asks for it.
+
+    Attributes:
+        recipe: path of the YAML file that is searched from, or None for the defaults; read once, when a sweep begins.
+        words: overrides that hold for every trial.
+        space: what is searched.
+        out: the sweep's folder, any URI that all nodes reach.
+        search: how configurations are chosen.
+        num: how many configurations, with ``pbt`` the population; a grid has as many as it has.
+        points: of a grid, numbers a range.
+        scheduler: what ends trials early.
+        objective: score that is searched by.
+        choose: scores whose mean place decides in the end; empty = the objective.
+        seeds: trials a configuration; with a scheduler only of those that the first seed brought to their end.
+        concurrent: trials at once; 0 = as many as fit.
+        cpus, gpus: logical CPUs and GPUs of a trial that runs in one process; None = by the machine.
+        grace: steps before the scheduler may end a trial, and between decisions of ``pbt``; 0 = a ninth of the steps.
+        keep: ended trials whose checkpoints stay.
+        seed: of the search.
+        resume: go on with the sweep in ``out``.
+    """
+
+    recipe: str | None
+    words: tuple[str, ...]
+    space: Space
+    out: str
+    search: Search = "random"
+    num: int = 16
+    points: int = 3
+    scheduler: Scheduler = "none"
+    objective: str = "information_maximisation"
+    choose: tuple[str, ...] = ()
+    seeds: int = 1
+    concurrent: int = 0
+    cpus: float | None = None
+    gpus: float | None = None
+    grace: int = 0
+    keep: int = 3
+    seed: int = 0
+    resume: bool = False
+
+
+def settle(plan: Plan) -> tuple[Plan, list[Phase]]:
+    """The plan with everything decided that can be decided without Ray, and the phases that are searched from."""
+    _require_options(plan)
+    if storage.is_local(plan.out):
+        plan = replace(plan, out=str(Path(storage.filesystem(plan.out)[1]).absolute()))
+    require_lasting(plan.out)
+    for word in plan.words:
+        if word.split("=")[0] in ("out", "resume"):
+            raise UserError(f"{word!r}: a sweep names its trials' folders itself. Use --out and --resume.")
+    base = load_phases(plan.recipe, [*plan.words, f"out={plan.out}/trials/base"])
+    plan = replace(plan, words=(*plan.words, *_words_for_all(plan, base)))
+    phases = plan.space.check(plan.recipe, [*plan.words, f"out={plan.out}/trials/base"])
+    _require_fit(plan, phases)
+    return plan, phases
+
+
+def _require_options(plan: Plan) -> None:
+    for name, given, kind in (("search", plan.search, Search), ("scheduler", plan.scheduler, Scheduler)):
+        if given not in get_args(kind):
+            raise UserError(
+                f"--{name} {given!r} is unknown{nearest(given, get_args(kind))}: {', '.join(get_args(kind))}."
+            )
+    for name in (plan.objective, *plan.choose):
+        known = [*SCORES, OF_CLIPS, TARGET_MIOU]
+        if name not in known and not (name == AGGREGATE and name != plan.objective):
+            raise UserError(f"{name!r} is no score{nearest(name, known)}. There are: {', '.join(known)}.")
+    if plan.search == "pbt" and (plan.scheduler != "none" or plan.seeds > 1):
+        raise UserError(
+            "--search pbt is a scheduler itself, whose trials learn from each other: no --scheduler, no --seeds."
+        )
+    if plan.search == "pbt" and plan.num < 2:
+        raise UserError(f"--search pbt needs a population: --num {plan.num} is too few. Give 4 or more.")
+    for name in ("num", "points", "seeds", "keep"):
+        if getattr(plan, name) < 1:
+            raise UserError(f"--{name} {getattr(plan, name)} is too few. Give at least 1.")
+
+
+def _words_for_all(plan: Plan, base: Sequence[Phase]) -> list[str]:
+    """What every trial needs: the scores that are asked for, and a checkpoint at each evaluation."""
+    recipe = last_recipe(base)
+    wanted = [name for name in SCORES if name in (*recipe.evaluation.scores, plan.objective, *plan.choose)]
+    words = [f"evaluation.scores=[{','.join(wanted)}]"]
+    if not any(word.startswith("checkpoint.every_steps=") for word in plan.words):
+        words.append(f"checkpoint.every_steps={recipe.evaluation.every_steps}")
+    return words
+
+
+def last_recipe(phases: Sequence[Phase]) -> Recipe:
+    """The recipe of the last phase that trains: its evaluations decide."""
+    trained = [phase.recipe for phase in phases if isinstance(phase.recipe, Recipe)]
+    if not trained:
+        raise UserError("the recipe has no phase that trains, so there is nothing to score.")
+    return trained[-1]
+
+
+def _require_fit(plan: Plan, phases: Sequence[Phase]) -> None:
+    """What would make every trial fail, or an option do nothing."""
+    recipe = last_recipe(phases)
+    if plan.search == "pbt" and (len(phases) > 1 or phases[0].name):
+        raise UserError("--search pbt copies checkpoints between trials, and a recipe of phases has several. Use tpe.")
+    if plan.search == "pbt" or plan.scheduler != "none":
+        _require_comparable(plan, phases)
+    if recipe.workers and (plan.cpus is not None or plan.gpus is not None):
+        raise UserError(
+            f"--cpus and --gpus are for trials of one process; with workers={recipe.workers} the workers take theirs."
+        )
+    if recipe.workers and plan.search == "pbt" and plan.concurrent:
+        raise UserError("--search pbt with workers runs as many trials at once as have room: leave --concurrent out.")
+    _require_scores(plan, phases)
+
+
+def _require_comparable(plan: Plan, phases: Sequence[Phase]) -> None:
+    """Trials are compared on their way, at equal steps."""
+    name = "--search pbt" if plan.search == "pbt" else f"--scheduler {plan.scheduler}"
+    for path in plan.space.paths():
+        if path.split(".")[-1] in ("steps", "rounds"):
+            raise UserError(
+                f"{name} compares trials at equal steps, and {plan.space.name} searches {path!r}, which changes how "
+                f"many there are and what is trained in them. Fix it on the command line and leave it out of the space."
+            )
+    steps, recipe = total_steps(phases), last_recipe(phases)
+    if grace_of(plan, phases) >= steps:
+        raise UserError(
+            f"{name} would decide nothing: its first decision falls after {grace_of(plan, phases)} steps, and a trial "
+            f"has {steps}. Lower {'--grace' if plan.grace else 'evaluation.every_steps'}."
+        )
+    if plan.search == "pbt" and recipe.evaluation.every_steps % recipe.checkpoint.every_steps:
+        raise UserError(
+            f"--search pbt copies checkpoints of evaluated steps, and checkpoint.every_steps="
+            f"{recipe.checkpoint.every_steps} does not divide evaluation.every_steps={recipe.evaluation.every_steps}."
+        )
+
+
+def _require_scores(plan: Plan, phases: Sequence[Phase]) -> None:
+    """Scores that no evaluation will have can neither steer nor choose; most mistakes in data show here too."""
+    from distuda.data.dataset import open_dataset
+    from distuda.engine.loop import open_data
+
+    recipe = last_recipe(phases)
+    if len(phases) > 1 or phases[0].name:
+        check(phases)
+    else:
+        open_data(recipe)
+    uri = recipe.evaluation.uri or recipe.target.uri
+    judged = open_dataset(uri) if uri else None
+    for option, names in (("--objective", (plan.objective,)), ("--choose", plan.choose)):
+        if TARGET_MIOU in names and not (recipe.evaluation.uri and judged and judged.labelled):
+            raise UserError(f"{option} target_miou looks at target labels: set evaluation.uri to labelled samples.")
+        if OF_CLIPS in names and not (judged and judged.moving):
+            raise UserError(f"{option} {OF_CLIPS} needs clips, and {uri!r} holds none. Choose another score.")
+
+
+def grace_of(plan: Plan, phases: Sequence[Phase]) -> int:
+    """Steps before the scheduler decides: as asked for, or the first evaluation past a ninth of all."""
+    every = last_recipe(phases).evaluation.every_steps
+    return plan.grace or -(-total_steps(phases) // (9 * every)) * every
+
+
+def agree(plan: Plan, phases: Sequence[Phase]) -> Plan:
+    """Refuse a folder that holds another sweep; leave in a new one what it is, the recipe's file among it.
+
+    Gives the plan with that file as its recipe: an edit under way must not mix two recipes in one sweep.
+    """
+    path = storage.join(plan.out, "sweep.json")
+    fields = {name: str(kind) for name, kind in plan.space.fields.items()}
+    said = {
+        "space": fields, "search": plan.search, "points": plan.points, "objective": plan.objective,
+        "seeds": plan.seeds, "seed": plan.seed, "recipe": phases_to_yaml(phases),
+    }  # fmt: skip
+    if storage.exists(path):
+        if not plan.resume:
+            raise UserError(f"{plan.out!r} holds a sweep already. Go on with it by --resume, or choose another --out.")
+        before = json.loads(storage.read_bytes(path))
+        if odd := [name for name, value in said.items() if before.get(name) != value]:
+            raise UserError(f"the sweep in {plan.out!r} was begun with another {', '.join(odd)}. Restore it, or choose "
+                            "another --out.")  # fmt: skip
+    storage.write_bytes(path, json.dumps(said, indent=1).encode())
+    if plan.recipe is None:
+        return plan
+    copy = storage.join(plan.out, "recipe.yaml")
+    storage.write_bytes(copy, storage.read_bytes(plan.recipe))
+    return replace(plan, recipe=copy)

@@ -1,0 +1,80 @@
+"""How many trials run at once, and what one of them takes of the cluster as it is now."""
+
+import math
+import os
+import sys
+from typing import Any
+
+from distuda.cluster.local import num_cores, start_ray
+from distuda.cluster.train import scaling_for
+from distuda.errors import UserError
+from distuda.recipe import Recipe
+
+Resources = dict[str, float]
+
+
+def share_of_cluster(
+    recipe: Recipe, num: int, *, concurrent: int, cpus: float | None, gpus: float | None
+) -> tuple[int, Resources]:
+    """Start Ray; trials at once, and the logical resources of one.
+
+    A trial with ``workers`` takes next to nothing itself: its workers take theirs. One that trains in its own process
+    takes a fair share of the CPUs, never more than a node has, and the GPU it trains on.
+
+    Args:
+        recipe: its workers and its device.
+        num: trials in all.
+        concurrent: trials at once as the user wants it; 0 = as many as fit.
+        cpus, gpus: of a trial as the user wants it; None = by the cluster.
+
+    Raises:
+        UserError: more than this machine has. A cluster that may grow is waited for, which is said.
+    """
+    wanted = max(1, concurrent) * max(recipe.workers, cpus or 1)
+    start_ray(num_cpus=math.ceil(max(num_cores(), wanted)) + 1)
+    import ray
+
+    have = ray.cluster_resources()
+    spare = max(1.0, have.get("CPU", 1.0) - 1)  # one is left to Ray Data
+    if recipe.workers:
+        fits = _fitting_workers(recipe, spare, have.get("GPU", 0))
+        return min(num, concurrent or fits), {"CPU": 0.01}
+    if gpus is None:
+        gpus = 1.0 if recipe.device == "cuda" or (recipe.device == "auto" and have.get("GPU", 0)) else 0.0
+    largest = _largest_node()
+    _require_node(largest, {"CPU": cpus or 0, "GPU": gpus})
+    fits = int(have.get("GPU", 0) / gpus) if gpus else int(spare / (cpus or 1))
+    at_once = max(1, min(num, concurrent or fits))
+    # a fair share, so that just as many fit: a population is held back by nothing else
+    share = cpus or max(0.01, math.floor(100 * min(spare / at_once, largest.get("CPU", spare))) / 100)
+    return at_once, {"CPU": share, **({"GPU": gpus} if gpus else {})}
+
+
+def _fitting_workers(recipe: Recipe, spare: float, gpus: float) -> int:
+    """Trials whose workers have room beside each other, at least one."""
+    fits = spare // recipe.workers
+    if scaling_for(recipe).use_gpu:
+        fits = min(fits, gpus // recipe.workers)
+    return max(1, int(fits))
+
+
+def _largest_node() -> Resources:
+    """The most that one node has, of each resource."""
+    import ray
+
+    most: Resources = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            for name, amount in node["Resources"].items():
+                most[name] = max(most.get(name, 0.0), amount)
+    return most
+
+
+def _require_node(largest: Resources, wanted: Resources) -> None:
+    """Some node must hold a whole trial; one that is still to come may."""
+    missing: dict[str, Any] = {name: value for name, value in wanted.items() if value > largest.get(name, 0)}
+    for name, value in missing.items():
+        have = f"{value:g} {name}s a trial, but the largest node has {largest.get(name, 0):g}"
+        if "RAY_ADDRESS" not in os.environ:
+            raise UserError(f"{have}. Lower --{name.lower()}s{' or set device=cpu' if name == 'GPU' else ''}.")
+        print(f"{have}; waiting until the cluster has grown", file=sys.stderr, flush=True)
