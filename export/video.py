@@ -50,8 +50,8 @@ def video_results(
     ``NAME.labels.zip`` is the label stream; its ``meta.json`` has ``format``, ``fps`` (null where the video does not
     say), ``height`` and ``width`` in pixels, ``num_frames``, ``classes``, ``palette`` (RGB) and ``model``, all
     properties of the exported file. ``NAME.overlay.mp4`` has the frame rate and size of the video (``.avi`` where
-    OpenCV has no MPEG-4 encoder), ``NAME.legend.png`` its colours. Nothing is written of a video without a frame.
-    Memory does not grow with the length.
+    OpenCV has no MPEG-4 encoder; odd sides a pixel more, since encoders take even ones), ``NAME.legend.png`` its
+    colours. Nothing is written of a video without a frame. Memory does not grow with the length.
 
     Args:
         folder: of the results, a path or an fsspec URI.
@@ -75,7 +75,9 @@ def video_results(
             meta.update(fps=frame.fps, height=height, width=width, **described)
             labels.append(stack.enter_context(zipfile.ZipFile(f"{path}.labels.zip", "w", zipfile.ZIP_STORED)))
             if overlay:
-                videos.append(_open_writer(f"{path}.overlay", frame.fps or _UNKNOWN_FPS, (width, height)))
+                videos.append(
+                    _open_writer(f"{path}.overlay", frame.fps or _UNKNOWN_FPS, (width + width % 2, height + height % 2))
+                )
                 stack.callback(videos[0].release)
                 legend = draw_legend(width, height, classes, palette, np.ones(len(classes), np.bool_))
                 legend.save(f"{path}.legend.png")
@@ -85,7 +87,7 @@ def video_results(
                 begin(frame)
             _store(labels[0], f"{meta['num_frames']:06d}.png", encode_image(Image.fromarray(class_map)))
             for video in videos:
-                video.write(cv2.cvtColor(blend(frame.image, class_map, palette), cv2.COLOR_RGB2BGR))
+                video.write(_even(cv2.cvtColor(blend(frame.image, class_map, palette), cv2.COLOR_RGB2BGR)))
             meta["num_frames"] += 1
 
         yield add
@@ -136,6 +138,12 @@ def _open_stream(path: str) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
 
 def _store(stream: zipfile.ZipFile, name: str, content: bytes) -> None:
     stream.writestr(zipfile.ZipInfo(name), content)  # without the time, so that the same video gives the same file
+
+
+def _even(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The last row or column once more where their number is odd."""
+    below, right = (side % 2 for side in picture.shape[:2])
+    return np.asarray(cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
 
 
 def _open_writer(path: str, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:

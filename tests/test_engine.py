@@ -248,7 +248,7 @@ def test_a_diverged_run_stops_and_leaves_no_poisoned_checkpoint(domains: list[st
 def test_a_step_that_ruins_the_weights_is_not_kept_though_its_loss_was_finite(
     domains: list[str], tmp_path: Path
 ) -> None:
-    words = ["optimizer.name=sgd", "optimizer.lr=3e38", "optimizer.weight_decay=1000", "checkpoint.every_steps=1"]
+    words = ["optimizer.name=sgd", "optimizer.lr=3e37", "optimizer.weight_decay=1000", "checkpoint.every_steps=1"]
     with pytest.raises(RuntimeError, match=r"of \d+ weights became infinite or nan in step 1 \("):
         fit(settle(tiny_recipe(*run_words(domains, tmp_path / "run", *words))))
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -113,7 +113,9 @@ def decode_clip(
     """
     rows = list(islice(_chain(row), num_frames))
     plain = [name for name in columns if name != FLOW]
-    frames = [decode_row(one, plain, size=size, region=None, seed=seed) for one in rows]
+    frames = [decode_row(rows[0], plain, size=size, region=None, seed=seed)]
+    shown = frames[0]["image"].shape[:2]  # frames of one clip may differ in size where nothing has resized them
+    frames += [decode_row(one, plain, size=shown, region=None, seed=seed) for one in rows[1:]]
     if "label" in columns:
         for frame in frames[1:]:
             frame.setdefault("label", np.full(frame["image"].shape[:2], IGNORE, np.uint8))

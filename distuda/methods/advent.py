@@ -77,7 +77,7 @@ class MinEnt(Method):
         return {"ent_tgt": entropy, **prior_terms(logits_BCHW, config, self.context)}
 
 
-class AdversaryConfig(PriorConfig):
+class AdversaryConfig(MethodConfig):
     """Fields of the methods that have discriminators."""
 
     lambda_adv: float = Field(0.001, ge=0, description="weight of the main head's fooling loss")
@@ -91,20 +91,24 @@ class AdversaryConfig(PriorConfig):
     )
 
 
+class AdvEntConfig(AdversaryConfig, PriorConfig):
+    """Fields of `AdvEnt` and of the methods built on it."""
+
+
 class AdvEnt(Method):
     """Source cross-entropy plus discriminators on weighted self-information maps, one a head.
 
     With ``discriminator_input: softmax`` this is AdaptSegNet's output-space adaptation (Tsai et al., CVPR 2018).
     """
 
-    class Config(AdversaryConfig):
+    class Config(AdvEntConfig):
         """Fields of `AdvEnt`; defaults are the paper's."""
 
         name: Literal["advent"] = "advent"
 
-    config: AdversaryConfig
+    config: AdvEntConfig
 
-    def __init__(self, config: AdversaryConfig, student: Segmenter, context: Context) -> None:
+    def __init__(self, config: AdvEntConfig, student: Segmenter, context: Context) -> None:
         super().__init__(config, student, context)
         self.discriminators = Judges(context.num_classes, 2 if student.has_aux else 1)
 

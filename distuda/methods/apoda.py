@@ -17,7 +17,7 @@ from torch import Tensor
 from distuda import losses
 from distuda.data.batch import Batch
 from distuda.losses import IGNORE
-from distuda.methods.advent import AdvEnt, AdversaryConfig
+from distuda.methods.advent import AdvEnt, AdvEntConfig
 from distuda.methods.adversary import SOURCE, TARGET
 from distuda.methods.method import Context, Losses, View
 from distuda.methods.perturbation import AttackConfig, perturb, still_statistics
@@ -35,7 +35,7 @@ class Apoda(AdvEnt):
     ``self_training`` set, a teacher's mixed images are learnt from as well.
     """
 
-    class Config(AdversaryConfig):
+    class Config(AdvEntConfig):
         """Fields of `Apoda`; values the paper does not give are our reading."""
 
         name: Literal["apoda"] = "apoda"

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from distuda import losses
 from distuda.data.batch import Batch
+from distuda.data.clips import FLOW
 from distuda.methods.adversary import Judges, divergence, levels, suffixes
 from distuda.methods.method import Context, Group, Losses, Method, View
 from distuda.methods.video import VideoConfig, detached, frame_before, sequence_maps
 from distuda.models.fusion import Fused
 from distuda.models.segmenter import Output, Segmenter
-from distuda.warp import warp
+from distuda.warp import inside, warp
 
 
 class DaVsn(Method):
@@ -31,6 +32,12 @@ class DaVsn(Method):
         lambda_divergence: float = Field(0.001, ge=0, description="weight that keeps the two discriminators different")
         lambda_intra: float = Field(0.001, ge=0, description="weight of propagated target predictions")
         discriminator_input: Literal["softmax"] = Field("softmax", description="of two frames together")
+        forward: Literal["per_domain"] = Field("per_domain", description="frames pass the network one after another")
+
+        @property
+        def reads(self) -> dict[str, tuple[str, ...]]:
+            """Labels of the source, and how pixels moved: of the target, and of the source where frames are fused."""
+            return {"source": ("label", FLOW) if self.fusion else ("label",), "target": (FLOW,)}
 
     config: Config
     student: Segmenter
@@ -52,11 +59,12 @@ class DaVsn(Method):
         before_src = self.labelled_view(frame_before(source))
         now_src, fused_src, before_src_output = two_frames(self.student, view_src, before_src, source.flow_B2HW)
         view_tgt, before_tgt = (View(frame.image_BCHW, frame.seed_B) for frame in (target, frame_before(target)))
-        now_tgt, fused_tgt, before_tgt_output = two_frames(self.student, view_tgt, before_tgt, target.flow_B2HW)
+        now_tgt, _, before_tgt_output = two_frames(self.student, view_tgt, before_tgt, target.flow_B2HW)
         made = self.across(now_src, before_src_output, now_tgt, before_tgt_output)
         made.objective |= self.supervise(fused_src, view_src)
         ramp = self.ramp(self.config.start_step)
-        intra, used = propagated(fused_tgt.main, before_tgt_output.main, target)
+        # not the fused prediction: it holds the frame before already, and could agree with it by copying
+        intra, used = propagated(now_tgt.main, before_tgt_output.main, target)
         made.objective["intra_tgt"] = ramp * self.config.lambda_intra * intra
         made.metrics["propagated"] = used
         return made
@@ -83,9 +91,10 @@ def two_frames(student: Segmenter, now: View, before: View, flow_B2HW: Tensor | 
     Without `Fused` the first two are the same.
     """
     network = student.core()
+    # first with gradients: until torch 2.11, autocast keeps the weights that a pass without them has cast, history lost
+    output: Output = network(now.image_BCHW, now.seed_B)
     with torch.no_grad():
         earlier: Output = network(before.image_BCHW, before.seed_B)
-    output: Output = network(now.image_BCHW, now.seed_B)
     return output, student.fuse(output, earlier, flow_B2HW) if isinstance(student, Fused) else output, earlier
 
 
@@ -100,7 +109,8 @@ def propagated(now_BCHW: Tensor, before_BCHW: Tensor, batch: Batch) -> tuple[Ten
     with torch.no_grad():
         carried = warp(before_BCHW.float().softmax(dim=1), batch.flow_B2HW)
         entropy_before = warp(losses.entropy_map(before_BCHW)[:, None], batch.flow_B2HW)[:, 0]
-        surer = (entropy_before < losses.entropy_map(now_BCHW)) & batch.valid_BHW
+        seen = batch.valid_BHW & inside(batch.flow_B2HW)  # a crop does not see where some of its pixels came from
+        surer = (entropy_before < losses.entropy_map(now_BCHW)) & seen
     distance_BHW = (now_BCHW.float().softmax(dim=1) - carried).abs().mean(dim=1)
     return (distance_BHW * surer).mean(), surer.float().mean()
 

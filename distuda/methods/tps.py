@@ -39,10 +39,12 @@ class Tps(Method):
         match_histogram: bool = Field(True, description="give source images the colours of the target's (per channel)")
         start_step: int = Field(0, ge=0, description="steps of source-only training before [steps]")
 
+        forward: Literal["per_domain"] = Field("per_domain", description="frames pass the network one after another")
+
         @property
         def reads(self) -> dict[str, tuple[str, ...]]:
-            """Labels of the source, and of both domains how pixels moved."""
-            return {"source": ("label", FLOW), "target": (FLOW,)}
+            """Labels of the source, and how pixels moved: of the target, and of the source where frames are fused."""
+            return {"source": ("label", FLOW) if self.fusion else ("label",), "target": (FLOW,)}
 
         @property
         def num_frames(self) -> Mapping[str, int]:

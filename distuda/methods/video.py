@@ -17,7 +17,7 @@ from torch import Tensor
 from distuda import losses
 from distuda.data.batch import Batch
 from distuda.data.clips import FLOW
-from distuda.methods.advent import AdvEnt, AdversaryConfig
+from distuda.methods.advent import AdvEnt, AdvEntConfig, AdversaryConfig
 from distuda.methods.adversary import Judges, levels
 from distuda.methods.method import Context, Losses, View
 from distuda.models.segmenter import Output, Segmenter
@@ -28,11 +28,6 @@ class VideoConfig(AdversaryConfig):
     """Fields of the adversarial methods that look at pairs of frames."""
 
     @property
-    def reads(self) -> dict[str, tuple[str, ...]]:
-        """Labels of the source, and of both domains how pixels moved."""
-        return {"source": ("label", FLOW), "target": (FLOW,)}
-
-    @property
     def num_frames(self) -> Mapping[str, int]:
         """A frame and the one before it."""
         return {"source": 2, "target": 2}
@@ -41,7 +36,7 @@ class VideoConfig(AdversaryConfig):
 class VideoAdversarial(AdvEnt):
     """AdvEnt on single frames, and discriminators on [prediction, prediction of the frame before carried here]."""
 
-    class Config(VideoConfig):
+    class Config(VideoConfig, AdvEntConfig):
         """Fields of `VideoAdversarial`."""
 
         name: Literal["vat"] = "vat"
@@ -54,6 +49,11 @@ class VideoAdversarial(AdvEnt):
         sequence_input: Literal["each", "joint"] = Field(
             "each", description="softmax of each frame's C logits, or one over the 2C of both (a later code base)"
         )
+
+        @property
+        def reads(self) -> dict[str, tuple[str, ...]]:
+            """Labels of the source and, where predictions are carried, of both domains how pixels moved."""
+            return {"source": ("label", FLOW), "target": (FLOW,)} if self.warp else {"source": ("label",), "target": ()}
 
     config: Config
 

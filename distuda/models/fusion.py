@@ -44,8 +44,8 @@ class Fused(Wrapper):
         return now._replace(main=mixed[0], aux=mixed[1] if len(mixed) > 1 else now.aux)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The network's own heads and the fusions."""
-        return [*self.network.head_parameters(), *self.fusions.parameters()]
+        """The network's own heads; the fusions start as something and learn at the base rate, as released."""
+        return self.network.head_parameters()
 
 
 def _fusion(num_classes: int) -> nn.Conv2d:
