@@ -26,6 +26,7 @@ def train_phases(phases: Sequence[Phase], on_evaluation: OnEvaluation | None = N
     first = phases[0].recipe
     if isinstance(first, Recipe) and not phases[0].name:
         return train(first, on_evaluation)
+    phases = _as_ended(phases)
     check(phases)
     _describe(phases)
     done: list[Phase] = []
@@ -34,24 +35,43 @@ def train_phases(phases: Sequence[Phase], on_evaluation: OnEvaluation | None = N
         phase = left.pop(0)
         _run(phase, on_evaluation)
         done.append(phase)
-        if _was_in_vain(done):
-            rounds = phase.round - 1
+        rounds = phase.round - 1
+        if _was_in_vain(done) and len(shorter := fewer_rounds(left, rounds)) < len(left):
             print(f"{phase.name}: its loss ends the rounds; going on with {rounds}", file=sys.stderr, flush=True)
-            left = fewer_rounds(left, rounds)
+            left = shorter
             _describe([*done, *left])
     return str(done[-1].recipe.out)
 
 
+def _as_ended(phases: Sequence[Phase]) -> list[Phase]:
+    """The phases that are left where an earlier start has ended the rounds: what follows was begun after fewer."""
+    done: list[Phase] = []
+    left = list(phases)
+    while left and left[0].recipe.resume and _is_done(left[0]):
+        done.append(left.pop(0))
+        if _was_in_vain(done):
+            left = fewer_rounds(left, done[-1].round - 1)
+    return [*done, *left]
+
+
+def _is_done(phase: Phase) -> bool:
+    from distuda.cluster.train import newest_step
+    from distuda.relabel.job import is_finished
+
+    recipe = phase.recipe
+    return is_finished(recipe) if isinstance(recipe, RelabelRecipe) else newest_step(recipe) >= recipe.steps
+
+
 def _run(phase: Phase, on_evaluation: OnEvaluation | None) -> None:
     """Train or relabel, unless that is done."""
-    from distuda.cluster.train import newest_step, train
-    from distuda.relabel.job import is_finished, relabel
+    from distuda.cluster.train import train
+    from distuda.relabel.job import relabel
 
     recipe = phase.recipe
     if isinstance(recipe, RelabelRecipe):
-        if not (recipe.resume and is_finished(recipe)):
+        if not (recipe.resume and _is_done(phase)):
             relabel(recipe)
-    elif newest_step(recipe) < recipe.steps:
+    elif not _is_done(phase):
         train(recipe, on_evaluation)
 
 

@@ -1,6 +1,7 @@
 """Recipes of phases: what each phase is made of, that they go on from one another, and what is refused."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,7 @@ def test_rounds_end_when_the_loss_has_grown_too_much(
         return [{"kind": "train", "loss": 9.0}] * 3 + [{"kind": "train", "loss": losses[Path(run).name]}]
 
     monkeypatch.setattr(running, "read_rows", rows)
-    monkeypatch.setattr(running, "_check", lambda phases: None)
+    monkeypatch.setattr(running, "check", lambda phases: None)
     done: list[Phase] = []
     monkeypatch.setattr(running, "_run", lambda phase, _: done.append(phase))
     path = written(tmp_path, ERASING)
@@ -276,6 +277,13 @@ def test_rounds_end_when_the_loss_has_grown_too_much(
     assert "classify_2: its loss ends the rounds; going on with 1" in capsys.readouterr().err
     written_names = [Path(folder).name for folder in phase_folders(str(tmp_path / "1.5"))]
     assert written_names == ["classify_1", "erase_1", "classify_2", "masks", "segment", "own", "again"]
+    # the same words again, with what was done until masks: the rounds stay ended, and masks are those that lie there
+    monkeypatch.setattr(running, "_is_done", lambda phase: phase.name in {*written_names[:4]})
+    checked: list[Sequence[Phase]] = []
+    monkeypatch.setattr(running, "check", checked.append)
+    train_phases(load_phases(path, [f"out={tmp_path / '1.5'}", "stop_ratio=1.5", "resume=true"]))
+    assert [phase.name for phase in checked[0]] == written_names
+    assert checked[0][3].recipe.source.columns == [str(tmp_path / "1.5" / "erase_1")]
 
 
 def test_all_of_erasing_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from settings import TABLE, tiny_recipe, tiny_samples
 
 from distuda.cli import main
 from distuda.data.columns import COLUMNS, CONTESTED, GROUPS, open_columns, read_group, write_group
 from distuda.data.dataset import open_dataset
+from distuda.data.decode import SampleError
 from distuda.data.labels import ClassTable
 from distuda.data.order import Order
 from distuda.data.reader import read_batches
@@ -19,6 +21,8 @@ from distuda.data.sample import Sample
 from distuda.data.shards import write_shards
 from distuda.engine.loop import fit, settle
 from distuda.errors import UserError
+from distuda.models.segmenter import Normalise, Segmenter
+from distuda.models.tags import Prohibiting, TagHead
 from distuda.recipe import RelabelRecipe, parse_relabel
 from distuda.relabel import job
 from distuda.relabel.compose import Compose
@@ -132,6 +136,58 @@ def test_predictions_keep_to_the_tags() -> None:
     assert Predict(Predict.Config(), Task(TABLE)).barred([]).tolist() == [False] * 4
 
 
+class Sees(Segmenter):
+    """Logits of three classes that are the image's channels, times ten."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.normalise = Normalise([0.0] * 3, [1.0] * 3)
+        self.scale = torch.nn.Parameter(torch.tensor(10.0))
+
+    def encode(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor]:
+        return (x_BCHW * self.scale,)
+
+    def heads(self, features: Any) -> tuple[torch.Tensor, None]:
+        return features[0], None
+
+    def head_parameters(self) -> list[torch.nn.Parameter]:
+        return [self.scale]
+
+
+ANIMALS = ClassTable("animals", ("cow", "cat", "dog"), ((1, 1, 1), (9, 9, 9), (7, 7, 7)), frozenset({0, 1, 2}))
+
+
+def predicted(network: Segmenter, tags: list[int], confidence: float) -> np.ndarray:
+    """Labels of a picture whose left half looks like a cat and whose right half like a cow."""
+    image = np.zeros((32, 64, 3), np.uint8)
+    image[:, :32, 1] = image[:, 32:, 0] = 255
+    task = Task(ANIMALS, network.eval())
+    row = {"key": "a", "image": cv2.imencode(".png", image[..., ::-1])[1].tobytes(), "tags": tags}
+    return Predict(Predict.Config(confidence=confidence), task)(row)["label"]
+
+
+def test_a_pixel_that_looks_like_no_tag_is_unsure() -> None:
+    """Among the one tag of a picture every pixel would be sure of it."""
+    assert (predicted(Sees(), [1], 0.0) == 1).all()
+    label = predicted(Sees(), [1], 0.9)
+    assert (label[:, :31] == 1).all() and (label[:, 33:] == OF).all()
+
+
+def test_known_tags_take_the_place_of_a_branch_that_does_not_believe_them() -> None:
+    head = TagHead(3, 3, None)
+    torch.nn.init.constant_(head.weights.weight, 0)
+    with torch.no_grad():
+        head.weights.bias.copy_(torch.tensor([5.0, -5.0, -4.0]))  # sure of a cow
+    network = Prohibiting(Sees(), head, 0.1)
+    assert (predicted(network, [1, 2], 0.9)[:, :31] == 1).all()
+    assert network.threshold == 0.1
+    with torch.no_grad():
+        head.weights.bias.fill_(-5.0)
+        head.weights.bias[2] = -4.0
+    image = torch.zeros(1, 3, 32, 32)
+    assert (network(image).main.argmax(dim=1) == 2).all()  # all are prohibited: the likeliest is left
+
+
 # The job -------------------------------------------------------------------------------------------------------------
 
 
@@ -162,12 +218,73 @@ def test_a_second_round_sees_less_and_adds_to_the_first(folder: Path, tmp_path: 
     first = job.relabel(erasing(folder, tmp_path / "one", relabel=little))
     job.relabel(erasing(folder, tmp_path / "two", relabel=little, source={"columns": [first]}))
     grown = 0
+    hotter: list[bool] = []
     for number in range(len(open_dataset(str(folder / "tagged")).groups)):
         for old, new in zip(columns_of(tmp_path / "one", number), columns_of(tmp_path / "two", number), strict=True):
             a, b = (cv2.imdecode(np.frombuffer(row["mined"], np.uint8), -1) for row in (old, new))
             assert old["key"] == new["key"] and ((b == a) | (a == OF) | (b == CONTESTED)).all()
             grown += int(((a == OF) & (b != OF)).sum())
-    assert grown > 0
+            seen = [cv2.imdecode(np.frombuffer(row["heat"], np.uint8), -1) for row in (old, new)]
+            said = [cv2.imdecode(np.frombuffer(row["label"], np.uint8), -1) for row in (old, new)]
+            assert (seen[1] >= seen[0]).all()
+            kept = (seen[1] == seen[0]) & (b >= CONTESTED)
+            assert (said[1] == said[0])[kept].all()  # nothing of this round was seen more strongly
+            hotter.append(bool((seen[1] > seen[0]).any()))
+    assert grown > 0 and any(hotter)
+
+
+def test_what_is_left_is_mined_and_not_what_is_gone(folder: Path, tmp_path: Path) -> None:
+    little = {"name": "erase", "share": 0.01}
+    first = job.relabel(erasing(folder, tmp_path / "one", relabel=little))
+    within = {**little, "within": "left"}
+    job.relabel(erasing(folder, tmp_path / "two", relabel=within, source={"columns": [first]}))
+    for old, new in zip(columns_of(tmp_path / "one", 0), columns_of(tmp_path / "two", 0), strict=True):
+        a, b = (cv2.imdecode(np.frombuffer(row["mined"], np.uint8), -1) for row in (old, new))
+        assert (b == a)[a != OF].all() and (b != OF).sum() > (a != OF).sum()
+
+
+def test_a_damaged_image_is_passed_over_where_it_may_be(folder: Path, tmp_path: Path) -> None:
+    samples = tagged(3, 1)
+    samples[1].image = samples[1].image[:60]
+    write_shards(samples, str(tmp_path / "odd"), TABLE)
+    source: dict[str, Any] = {"uri": str(tmp_path / "odd")}
+    with pytest.raises(SampleError, match="1-1"):
+        job.relabel(erasing(folder, tmp_path / "strict", source=source))
+    out = job.relabel(erasing(folder, tmp_path / "erase", source={**source, "max_bad_share": 0.5}))
+    empty = [sum(row["class_pixels"]) == 0 for row in columns_of(tmp_path / "erase", 0)]
+    assert empty == [False, True, False] and columns_of(tmp_path / "erase", 0)[1]["heat"] is None
+    [listed] = (tmp_path / "erase").glob("bad_samples-*.jsonl")
+    assert "1-1" in listed.read_text()
+    source |= {"columns": [out], "max_bad_share": 0.5}
+    masks = erasing(folder, tmp_path / "masks", relabel={"name": "compose"}, source=source)
+    assert open_dataset(str(tmp_path / "odd"), [out, job.relabel(masks)]).rare_class_weights(0.1, 1)[0][1] == 0
+
+
+def test_columns_of_other_tags_are_refused(tmp_path: Path) -> None:
+    hashes = []
+    for tags in ([1, 2], [2, 1], [1, 3], None):
+        write_shards(tagged(2, 1, tags=tags), str(tmp_path / str(tags)), TABLE)
+        hashes.append(open_dataset(str(tmp_path / str(tags))).manifest.content_hash)
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+
+
+def test_masks_need_a_background_or_stuff(folder: Path, tmp_path: Path) -> None:
+    table = ClassTable("bare", TABLE.classes, TABLE.palette)
+    write_shards(tagged(2, 1), str(tmp_path / "bare"), table)
+    recipe = erasing(folder, tmp_path / "masks", relabel={"name": "compose"}, source={"uri": str(tmp_path / "bare")})
+    with pytest.raises(UserError, match="class table 'bare' has no background and does not say which"):
+        job.open_domain(recipe)
+
+
+def test_the_cause_of_an_actor_s_failure_is_told(folder: Path, tmp_path: Path, local_ray: None) -> None:
+    samples = tagged(3, 1)
+    samples[1].image = samples[1].image[:60]
+    write_shards(samples, str(tmp_path / "odd"), TABLE)
+    recipe = erasing(folder, tmp_path / "erase", source={"uri": str(tmp_path / "odd")}, workers=1)
+    with pytest.raises(UserError, match="1-1"):
+        job.relabel(recipe)
+    with pytest.raises(UserError, match=r"workers=1 need a GPU each and this machine has 0"):
+        job.relabel(erasing(folder, tmp_path / "gpu", workers=1, device="cuda"))
 
 
 def test_actors_write_what_one_process_writes(folder: Path, tmp_path: Path, local_ray: None) -> None:

@@ -3,7 +3,10 @@
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+from distuda.errors import UserError
 
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, Ray keeps the loopback address it is given; otherwise it swaps it for the outward one."""
@@ -39,6 +42,24 @@ def start_ray(num_cpus: int | None = None) -> None:
         _node_ip_address="127.0.0.1",
         _temp_dir=str(_short_folder()),
     )
+
+
+def require_gpus(wanted: float, what: str, say: Callable[[str], object]) -> None:
+    """Say that GPUs are missing: a cluster that grows will bring them, this machine will not.
+
+    Raises:
+        UserError: this machine has fewer.
+    """
+    import ray
+
+    have = ray.cluster_resources().get("GPU", 0)
+    if wanted <= have:
+        return
+    if "RAY_ADDRESS" not in os.environ:
+        raise UserError(
+            f"{what}={wanted:g} need a GPU each and this machine has {have:g}. Lower {what} or set device=cpu."
+        )
+    say(f"the cluster has {have:g} of the {wanted:g} GPUs asked for; waiting until it has grown")
 
 
 def num_cores() -> int:

@@ -1,6 +1,8 @@
 """A relabel phase as a Ray Data job: row groups go to a pool of actors that hold the network."""
 
 import os
+import pickle
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,8 +10,10 @@ import numpy as np
 import torch
 
 from distuda import storage
-from distuda.cluster.local import num_cores, quiet_data, start_ray
+from distuda.cluster.failures import WorkerFailed, failed, told
+from distuda.cluster.local import num_cores, quiet_data, require_gpus, start_ray
 from distuda.data.dataset import Dataset
+from distuda.errors import UserError
 from distuda.recipe import RelabelRecipe
 
 
@@ -28,9 +32,16 @@ class Actor:
         self.worker = Worker(**options)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Numbers of row groups to the samples each has."""
-        with torch.inference_mode():
-            return {"count": np.asarray([self.worker(int(number)) for number in batch["number"]])}
+        """Numbers of row groups to the samples each has.
+
+        A failure is handed on as data: of an exception Ray Data brings back the text alone.
+        """
+        try:
+            with told(), torch.inference_mode():
+                counts, failure = [self.worker(int(number)) for number in batch["number"]], b""
+        except (UserError, WorkerFailed) as error:
+            counts, failure = [0] * len(batch["number"]), pickle.dumps(error)
+        return {"count": np.asarray(counts), "failure": np.asarray([failure] * len(counts), object)}
 
 
 def on_actors(recipe: RelabelRecipe, dataset: Dataset, left: Sequence[int], columns: Sequence[str]) -> Iterator[int]:
@@ -43,6 +54,8 @@ def on_actors(recipe: RelabelRecipe, dataset: Dataset, left: Sequence[int], colu
     workers = min(recipe.workers, len(left))
     have = ray.cluster_resources()
     use_gpu = recipe.device == "cuda" or (recipe.device == "auto" and have.get("GPU", 0) > 0)
+    if use_gpu:
+        require_gpus(workers, "workers", lambda sentence: print(sentence, file=sys.stderr, flush=True))
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, num_cores() // workers))
     where = recipe.model_copy(update={"out": _absolute(recipe.out), "init_from": _absolute(recipe.init_from)})
     options = {"recipe": where, "dataset": dataset.absolute(), "columns": list(columns)}
@@ -52,6 +65,11 @@ def on_actors(recipe: RelabelRecipe, dataset: Dataset, left: Sequence[int], colu
         num_gpus=1 if use_gpu else None,
     )  # fmt: skip
     for row in counts.iter_rows():
+        if row["failure"]:
+            cause = pickle.loads(row["failure"])  # our own actor's
+            if isinstance(cause, UserError):
+                raise cause
+            raise failed(f"relabelling failed with {cause.sentence}", cause.trace, str(recipe.out))
         yield int(row["count"])
 
 

@@ -20,7 +20,7 @@ import torch
 
 from distuda import storage
 from distuda.cluster.failures import failed, root_cause, sentence_of, told
-from distuda.cluster.local import num_cores, start_ray
+from distuda.cluster.local import num_cores, require_gpus, start_ray
 from distuda.cluster.watch import Watch
 from distuda.data.batch import Batch
 from distuda.data.dataset import Dataset
@@ -108,7 +108,7 @@ def _attempt(recipe: Recipe, say: Any) -> Any:
     from distuda.cluster.process_group import process_group
 
     scaling = scaling_for(recipe)
-    _tell_shortage(scaling, say)
+    require_gpus(scaling.total_resources.get("GPU", 0), "workers", say)
     with tempfile.TemporaryDirectory(prefix="distuda-ray-") as scratch, _preflight(recipe) as token:
         trainer = TorchTrainer(
             work,
@@ -185,20 +185,6 @@ def scaling_for(recipe: Recipe) -> "ScalingConfig":
     share = min(1.0, math.floor(100 * spare / recipe.workers) / 100)
     resources = {"CPU": share} | ({"GPU": 1} if use_gpu else {})
     return ScalingConfig(num_workers=recipe.workers, use_gpu=use_gpu, resources_per_worker=resources)
-
-
-def _tell_shortage(scaling: "ScalingConfig", say: Any) -> None:
-    """Say that GPUs are missing: a cluster that grows will bring them, this machine will not."""
-    import ray
-
-    wanted, have = scaling.total_resources.get("GPU", 0), ray.cluster_resources().get("GPU", 0)
-    if wanted <= have:
-        return
-    if "RAY_ADDRESS" not in os.environ:
-        raise UserError(
-            f"workers={int(wanted)} need a GPU each and this machine has {int(have)}. Lower workers or set device=cpu."
-        )
-    say(f"the cluster has {int(have)} of the {int(wanted)} GPUs asked for; waiting until it has grown")
 
 
 def require_lasting(out: str) -> None:

@@ -212,7 +212,7 @@ def _record(part: Part, rows: list[Sample], name: str, num_classes: int) -> None
             "height": row.height,
             "width": row.width,
             "class_pixels": pixels[i],
-            "digest": hashlib.sha256(row.image + (row.label or b"") + (row.pair or b"")).digest(),
+            "digest": _digest(row),
             "tags": row.tags,
             "clip": row.clip,
             "frame": row.frame,
@@ -239,6 +239,12 @@ def count_pixels(label: bytes, key: str, num_classes: int) -> list[int]:
         bad = num_classes + int(counts[num_classes:255].argmax())
         raise SampleError(key, f"label id {bad} is outside the class table ({num_classes} classes).")
     return [int(n) for n in counts[:num_classes]]
+
+
+def _digest(row: Sample) -> bytes:
+    """Of everything that training or a relabel phase may look at, so that columns made of other data are refused."""
+    tags = b"" if row.tags is None else json.dumps(sorted(row.tags)).encode()
+    return hashlib.sha256(row.image + (row.label or b"") + (row.pair or b"") + tags).digest()
 
 
 def _content_hash(index: pa.Table) -> str:

@@ -113,6 +113,7 @@ class Prohibitive(Method):
 
     Equations of section 3.3: a branch gives scores v of the tags; the auxiliary mask is the arg-max of [1, v] times the
     softmax of the logits, recomputed at every step; both masks are learnt, classes that are no tag of the image never.
+    Where the class table has no background, a pixel that looks like no tag is in no auxiliary mask (our reading).
     """
 
     class Config(TagConfig):
@@ -147,7 +148,8 @@ class Prohibitive(Method):
     def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
         require_one_scale(student, config.name)
         super().__init__(config, student, context)
-        self.head = TagHead(last_channels(student), context.num_classes, _background(context))
+        self.background = _background(context)
+        self.head = TagHead(last_channels(student), context.num_classes, self.background)
 
     def forward(self, source: Batch) -> Losses:
         """Cross-entropy with the given and the auxiliary mask, and the branch's loss."""
@@ -163,6 +165,9 @@ class Prohibitive(Method):
         if self.config.prohibit:
             scores_BC = tags_BC.float() if self.config.confidence == "tags" else logits_BC.detach().sigmoid()
             mask_BHW = only(auxiliary_mask(output.main, scores_BC, self.head.possible_C), allowed_BC)
+            if self.background is None:  # nothing stands for what no tag names: pixels that look like it are left out
+                seen_BHW = only(output.main.detach().argmax(dim=1), allowed_BC)
+                mask_BHW = torch.where(seen_BHW == IGNORE, IGNORE, mask_BHW)
             weight = self.ramp(self.config.start_step) * self.config.lambda_auxiliary
             terms["auxiliary"] = weight * losses.cross_entropy(output.main, mask_BHW)
         return Losses(terms, {"tags_found": tags_found(logits_BC, tags_BC)})

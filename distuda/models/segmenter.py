@@ -4,7 +4,8 @@ Shape legend: B images, C classes, H and W pixels; ``features`` is the network's
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -140,6 +141,11 @@ class Segmenter(nn.Module):
     def core(self) -> "Segmenter":
         """The network that another run can start from: this one, without what a method has put around it."""
         return self
+
+    @contextmanager
+    def knowing_tags(self) -> Iterator[None]:
+        """For predictions of images whose tags are known: a network that guesses them leaves its guesses aside."""
+        yield
 
     def check_side(self, side: int) -> None:
         """Refuse training images of which a side is too short for the network [pixels]."""

@@ -7,6 +7,8 @@ Shape legend: B images, C classes, H and W pixels, h and w places of the last fe
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -134,7 +136,8 @@ class Prohibiting(Wrapper):
     Args:
         network: the segmentation network.
         head: over the encoder's last map.
-        threshold: p, the score below which a class is prohibited, in [0, 1] (AE-PSL: 0.1); the background never is.
+        threshold: p, the score below which a class is prohibited, in [0, 1] (AE-PSL: 0.1); the background never is,
+            nor, without one, the likeliest class.
         radius: of the guided filter that fits probabilities to the image's edges [pixels], 0 = none. The paper's dense
             CRF has this part; a filter is what can be exported.
     """
@@ -144,6 +147,16 @@ class Prohibiting(Wrapper):
     def __init__(self, network: Segmenter, head: TagHead, threshold: float, radius: int = 0) -> None:
         super().__init__(network)
         self.head, self.threshold, self.radius = head, threshold, radius
+        self.has_background = not bool(head.possible_C.all())
+
+    @contextmanager
+    def knowing_tags(self) -> Iterator[None]:
+        """Prohibits nothing inside the block."""
+        threshold, self.threshold = self.threshold, 0.0
+        try:
+            yield
+        finally:
+            self.threshold = threshold
 
     def predict(self, image_BCHW: Tensor, seed_B: Tensor | None) -> Output:
         """Logits at input size, `NEVER` for prohibited classes, and the tags' scores."""
@@ -153,6 +166,8 @@ class Prohibiting(Wrapper):
             output = output._replace(main=fitted.clamp(min=1e-6).log())
         scores_BC = self.head(output.features).sigmoid()
         allowed_BC = (scores_BC >= self.threshold) | ~self.head.possible_C
+        if not self.has_background:  # something has to win: the likeliest tag
+            allowed_BC = allowed_BC | (scores_BC == scores_BC.amax(dim=1, keepdim=True))
         main = output.main.masked_fill(~allowed_BC[:, :, None, None], NEVER)
         return output._replace(main=main, tags_BC=scores_BC)
 

@@ -9,8 +9,9 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat
 
 from distuda.data.columns import CONTESTED
-from distuda.data.labels import IGNORE
+from distuda.data.labels import IGNORE, ClassTable
 from distuda.data.saliency import saliency
+from distuda.errors import UserError
 from distuda.relabel.relabeller import Map, RelabelConfig, Relabeller, Row, Task, image_of, map_of
 
 
@@ -50,6 +51,16 @@ class Compose(Relabeller):
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         self.thresholds = {task.table.index(name): threshold for name, threshold in config.class_thresholds.items()}
+
+    @classmethod
+    def require(cls, config: Config, table: ClassTable) -> None:
+        """A background, or stuff that takes its part."""
+        if config.background and table.background is None and len(table.things) in (0, table.num_classes):
+            raise UserError(
+                f"class table {table.name!r} has no background and does not say which classes are things and which "
+                'stuff, so nothing can be labelled where nothing stands out. Write "things" into the file for '
+                "`distuda prepare --classes`, add a class named background, or set background: false."
+            )
 
     def __call__(self, row: Row) -> dict[str, Map]:
         """Columns of one sample."""

@@ -23,8 +23,8 @@ Region = Literal["max", "quantile", "cam"]
 class Erase(Relabeller):
     """Class activation maps of each tag, their top region, and what they make of every pixel.
 
-    Writes ``mined`` (all rounds together), ``heat`` (how strongly this round's classifier sees any tag) and ``label``:
-    the class that was mined, elsewhere the tag that is seen most strongly, or the background.
+    Writes ``mined`` (all rounds together), ``heat`` (how strongly a classifier, of this round or an earlier one, saw
+    any tag) and ``label``: the class that was mined, elsewhere the tag that was seen most strongly, or the background.
     """
 
     class Config(RelabelConfig):
@@ -36,6 +36,9 @@ class Erase(Relabeller):
             description="what 'the top share' of a heat map H is: H >= (1 - share) max H, the share of pixels with the "
             "largest H (quantile), or H >= share max H (cam)",
         )
+        within: Literal["image", "left"] = Field(
+            "image", description="where the top share is looked for: the whole map, or what is not yet erased (ours)"
+        )
         share: float = Field(0.2, gt=0, lt=1, description="of the heat map that is mined and erased")
         scales: list[PositiveFloat] = Field(
             [1.0], min_length=1, description="image sizes over which heat maps are averaged, each with its mirror image"
@@ -46,7 +49,7 @@ class Erase(Relabeller):
 
     writes = ("label", "mined", "heat")
     reads = ("tags",)
-    reads_if_there = ("mined",)
+    reads_if_there = ("mined", "heat", "label")
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
@@ -59,14 +62,19 @@ class Erase(Relabeller):
         mined = np.full(image.shape[:2], IGNORE, np.uint8) if row.get("mined") is None else map_of(row, "mined").copy()
         tags = self.tags(row)
         heat_NHW = self.heat(image, mined)[tags]
-        for tag, heat_HW in zip(tags, heat_NHW, strict=True):
+        looked_at = np.where(mined == IGNORE, heat_NHW, 0) if self.config.within == "left" else heat_NHW
+        for tag, heat_HW in zip(tags, looked_at, strict=True):
             claim(mined, top_region(heat_HW, self.config.region, self.config.share), tag)
         strength = heat_NHW / np.maximum(heat_NHW.max(axis=(1, 2), keepdims=True), 1e-6)
         label = decide(strength, tags, self.config.background_heat, self.task.table.background)
+        strongest = np.asarray(strength.max(axis=0, initial=0) * 255, np.uint8)
+        if row.get("heat") is not None:  # of an earlier round, and so is the label; without, it is the data set's own
+            before = map_of(row, "heat")
+            label = np.where(before >= strongest, map_of(row, "label"), label)
+            strongest = np.maximum(before, strongest)
         known = mined < CONTESTED
         label[known] = mined[known]
-        strongest = strength.max(axis=0, initial=0)
-        return {"label": label, "mined": mined, "heat": np.asarray(strongest * 255, np.uint8)}
+        return {"label": label, "mined": mined, "heat": strongest}
 
     @torch.no_grad()
     def heat(self, image_HWC: Map, mined_HW: Map) -> NDArray[np.float32]:

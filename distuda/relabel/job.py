@@ -3,6 +3,7 @@
 A row group's columns appear whole or not at all, so a phase that was interrupted goes on with those that are missing.
 """
 
+import os
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -20,7 +21,9 @@ from distuda import storage
 from distuda.data.clips import Ids, in_clip_order, neighbours
 from distuda.data.columns import COLUMNS, finish, groups_done, open_columns, write_group
 from distuda.data.dataset import Dataset, open_dataset, rows_of
+from distuda.data.labels import IGNORE
 from distuda.data.shards import count_pixels
+from distuda.data.tolerance import Tolerance
 from distuda.engine.loop import choose_device
 from distuda.engine.run import open_run
 from distuda.errors import UserError
@@ -72,6 +75,7 @@ def open_domain(recipe: RelabelRecipe, coming: Collection[str] = ()) -> Dataset:
             f"relabel {recipe.relabel.name!r} looks at frames in a row, and {domain.uri!r} holds no clips. Prepare "
             "frames of video, with all frames of a clip."
         )
+    RELABELS[recipe.relabel.name].require(recipe.relabel, dataset.table)
     for column in RELABELS[recipe.relabel.name].reads:
         if column in coming:
             continue
@@ -136,6 +140,9 @@ class Worker:
         assert recipe.out is not None
         self.out, self.dataset, self.columns = recipe.out, dataset, list(columns)
         self.relabeller = build(recipe, dataset)
+        share = getattr(recipe, recipe.relabel.domain).max_bad_share
+        listed = storage.join(recipe.out, f"bad_samples-{os.uname().nodename}-{os.getpid()}.jsonl")
+        self.tolerance = Tolerance(len(dataset), share, listed)
         self._surveys: Recent[str, Counts] = Recent(8)
 
     def __call__(self, number: int) -> int:
@@ -143,7 +150,8 @@ class Worker:
         ids = self.dataset.group_window(number).ids
         turn = in_clip_order(self.dataset.index, ids) if any(self.relabeller.around) else ids
         made = dict(zip(turn.tolist(), self._looked_at(self._rows(turn)), strict=True))
-        write_group(self.out, number, [made[place] for place in ids.tolist()], self.relabeller.writes)
+        rows = [made[place] or self._nothing(place) for place in ids.tolist()]
+        write_group(self.out, number, rows, self.relabeller.writes)
         return len(ids)
 
     def _rows(self, ids: Ids) -> Iterator[Row]:
@@ -178,11 +186,24 @@ class Worker:
             counts.append(np.sum([self.relabeller.survey(row) for row in table.to_pylist()], axis=0))
         return np.asarray(np.sum(counts, axis=0), np.int64)
 
-    def _looked_at(self, rows: Iterator[Row]) -> list[dict[str, Any]]:
+    def _looked_at(self, rows: Iterator[Row]) -> list[dict[str, Any] | None]:
         if self.relabeller.needs_network:
-            return [self._encoded(row) for row in rows]
+            return [self._attempt(row) for row in rows]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # decoders, OpenCV and numpy let others run
-            return list(pool.map(self._encoded, rows))
+            return list(pool.map(self._attempt, rows))
+
+    def _attempt(self, row: Row) -> dict[str, Any] | None:
+        """The columns of one sample; None of an unusable one that may be passed over."""
+        made: dict[str, Any] | None = self.tolerance.attempt(lambda: self._encoded(row))
+        return made
+
+    def _nothing(self, number: int) -> dict[str, Any]:
+        """What stands beside a sample that was passed over: maps of class ids that say nothing, none of the others."""
+        height, width = (int(self.dataset.index[side][number].as_py()) for side in ("height", "width"))
+        empty = encode_map(np.full((height, width), IGNORE, np.uint8))
+        row: dict[str, Any] = {"key": self.dataset.index["key"][number].as_py()}
+        row |= {name: empty for name in ("label", "mined") if name in self.relabeller.writes}
+        return row | ({"class_pixels": [0] * self.dataset.table.num_classes} if "label" in row else {})
 
     def _encoded(self, row: Row) -> dict[str, Any]:
         """The columns of one sample as they are written."""

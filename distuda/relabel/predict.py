@@ -1,5 +1,6 @@
 """A trained network's own predictions as labels: PSL++ of AE-PSL, and self-training between two phases."""
 
+from contextlib import nullcontext
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,9 @@ from distuda.relabel.relabeller import Map, RelabelConfig, Relabeller, Row, imag
 
 class Predict(Relabeller):
     """The arg-max of the network's logits; classes that are no tag of the image cannot win, unsure pixels are ignored.
+
+    How sure the network is of a pixel is its probability among all classes: where it sees what no tag names, the
+    likeliest tag is not sure. Known tags take the place of a branch that guesses them (`models.tags.Prohibiting`).
 
     Writes ``label``.
     """
@@ -35,12 +39,15 @@ class Predict(Relabeller):
         network = self.task.network
         assert network is not None
         image = image_of(row)
-        with self.autocast():
+        known = self.config.only_tags and row.get("tags") is not None
+        with self.autocast(), network.knowing_tags() if known else nullcontext():
             logits = logits_at(network, self.shown(image) * 255, (image.shape[0], image.shape[1]))[0]
-        if self.config.only_tags and row.get("tags") is not None:
-            logits = logits.masked_fill(self.barred(self.tags(row)).to(logits.device)[:, None, None], NEVER)
-        probability, label = logits.softmax(dim=0).max(dim=0)
-        label[probability < self.config.confidence] = IGNORE
+        probability, barred = logits.softmax(dim=0), torch.zeros(len(logits), dtype=torch.bool)
+        if known:
+            barred = self.barred(self.tags(row))
+        label = logits.masked_fill(barred.to(logits.device)[:, None, None], NEVER).argmax(dim=0)
+        sure = probability.gather(0, label[None])[0] >= self.config.confidence
+        label[~sure] = IGNORE
         return {"label": np.asarray(label.cpu(), np.uint8)}
 
     def barred(self, tags: list[int]) -> Tensor:

@@ -74,6 +74,10 @@ class Relabeller:
     def __init__(self, config: Any, task: Task) -> None:
         self.config, self.task = config, task
 
+    @classmethod
+    def require(cls, config: Any, table: ClassTable) -> None:
+        """Refuse, before anything is spent, settings that have nothing to write for a class table."""
+
     @property
     def around(self) -> tuple[int, int]:
         """How many frames before and after a sample in its clip it looks at; rows then come in the order of clips."""
