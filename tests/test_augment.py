@@ -172,6 +172,21 @@ def test_jitter_and_blur_come_as_often_as_asked() -> None:
     assert 0.35 < blurred.float().mean() < 0.55  # the smallest sigmas leave no trace
 
 
+def test_grey_and_wide_blur_come_when_asked() -> None:
+    image = torch.rand(64, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    grey = augment.photometry(image, torch.arange(64), OFF.model_copy(update={"grey": 0.5}))
+    spread = (grey.amax(1) - grey.amin(1)).flatten(1).amax(1)
+    assert 0.3 < (spread < 1e-4).float().mean() < 0.7
+    wide = OFF.model_copy(update={"blur": 1.0, "blur_sigma": (5.0, 9.0)})
+    noise = torch.rand(8, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    inner = augment.photometry(noise, torch.arange(8), wide)[..., 32:-32, 32:-32]
+    assert (
+        inner.var(dim=(2, 3)).max() < 0.02 * noise.var()
+    )  # a sigma of 5 leaves 1 / (4 pi 25), one of 1.15 a twentieth
+    with pytest.raises(ValueError, match="smaller sigma must come first"):
+        PhotometryConfig(blur_sigma=(2, 1))
+
+
 def test_blur_preserves_the_mean_and_spreads_by_sigma() -> None:
     image = torch.zeros(2, 3, 21, 21)
     image[:, :, 10, 10] = 1

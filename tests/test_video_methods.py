@@ -1,16 +1,18 @@
 """VAT, DA-VSN, TPS and video consistency: what is carried along flow, what is judged, and what is learnt through."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from settings import DEEPLAB, SURE, tiny_batch, tiny_method, tiny_recipe
+from settings import DEEPLAB, SETTINGS, SURE, tiny_batch, tiny_method, tiny_recipe
 from torch import Tensor
 
 from distuda import losses
 from distuda.data.augment import classmix_mask, geometry, match_histogram
 from distuda.data.batch import Batch
+from distuda.methods import tps
 from distuda.methods.adversary import Judges, divergence
 from distuda.methods.davsn import DaVsn, propagated, two_frames
 from distuda.methods.method import View
@@ -280,3 +282,31 @@ def test_video_consistency_teaches_what_the_frame_before_showed() -> None:
     assert torch.equal(views["video"].weight_BHW, sure * (carried != 255))
     assert "self_video" in method(source, target).objective
     assert tiny_recipe(*SURE).method.num_frames == {} and tiny_recipe(*SURE).method.reads["target"] == ()
+
+
+def test_tps_resizes_the_strong_view_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(*SETTINGS["tps_rescaled"])
+    method: Any = tiny_method(recipe)
+    seen: list[tuple[int, ...]] = []
+    whole = tps.two_frames
+
+    def watched(student: Any, now: View, before: View, flow: Any) -> Any:
+        assert now.image_BCHW.shape == before.image_BCHW.shape and flow.shape[2:] == now.image_BCHW.shape[2:]
+        seen.append(tuple(now.image_BCHW.shape[2:]))
+        return whole(student, now, before, flow)
+
+    monkeypatch.setattr(tps, "two_frames", watched)
+    sizes = set()
+    for seed in range(6):
+        source, target = (geometry(tiny_batch(2, seed + i), recipe.augment) for i in (1, 2))
+        assert method(source, target).total().isfinite()
+        assert seen[-3:-1] == [(32, 48)] * 2  # the source, and who labels the target
+        sizes.add(seen[-1])
+    assert len(sizes) > 2 and all(side % 8 == 0 for size in sizes for side in size)
+
+
+def test_a_resized_view_keeps_its_labels_apart() -> None:
+    label = torch.tensor([[[0, 3], [255, 1]]])
+    view = tps.resized(View(torch.rand(1, 3, 2, 2), torch.zeros(1), label, torch.rand(1, 2, 2)), (4, 6))
+    assert view.label_BHW is not None
+    assert torch.equal(view.label_BHW, label.repeat_interleave(2, 1).repeat_interleave(3, 2))

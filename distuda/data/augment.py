@@ -51,7 +51,18 @@ class PhotometryConfig(BaseModel):
     contrast: float = Field(0.25, ge=0, lt=1, description="factor drawn from 1 +- this")
     saturation: float = Field(0.25, ge=0, lt=1, description="factor drawn from 1 +- this")
     hue: float = Field(0.25, ge=0, le=0.5, description="turn drawn from +- this [full turns of the colour wheel]")
-    blur: float = Field(0.5, ge=0, le=1, description="probability of a Gaussian blur, sigma 0.15 to 1.15 pixels")
+    grey: float = Field(0.0, ge=0, le=1, description="probability that an image loses its colours (TPS: 0.2)")
+    blur: float = Field(0.5, ge=0, le=1, description="probability of a Gaussian blur")
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = Field(
+        (0.15, 1.15), description="range of the blur's standard deviation (TPS: 5 to 9) [pixels]"
+    )
+
+    @field_validator("blur_sigma")
+    @classmethod
+    def _rises(cls, sigma: tuple[float, float]) -> tuple[float, float]:
+        if sigma[0] > sigma[1]:
+            raise ValueError("the smaller sigma must come first")
+        return sigma
 
 
 def region_size(config: GeometryConfig) -> tuple[int, int] | None:
@@ -224,14 +235,17 @@ def _photometry(image_BCHW: Tensor, seed_B: Tensor, config: PhotometryConfig, na
     draws = uniform(seed_B, f"{name}/factors", 4) * 2 - 1
     strength = draws.new_tensor([config.brightness, config.contrast, config.saturation, config.hue])
     brightness, contrast, saturation, hue = (draws * strength * jittered_B[:, None]).unbind(1)
-    matrix = colour_matrix(1 + brightness, 1 + saturation, hue * 2 * math.pi)
+    coloured_B = uniform(seed_B, f"{name}/grey") >= config.grey
+    matrix = colour_matrix(1 + brightness, (1 + saturation) * coloured_B, hue * 2 * math.pi)
     image = torch.einsum("bij,bjhw->bihw", matrix, image_BCHW)
     luminance = torch.einsum("j,bjhw->bhw", image.new_tensor(_LUMA), image).mean(dim=(1, 2))
     factor = (1 + contrast)[:, None, None, None]
     image = (image * factor + (1 - factor) * luminance[:, None, None, None]).clamp(0, 1)
     blurred_B = uniform(seed_B, f"{name}/blur") < config.blur
-    sigma_B = 0.15 + uniform(seed_B, f"{name}/sigma")
-    return gaussian_blur(image, torch.where(blurred_B, sigma_B, torch.full_like(sigma_B, 1e-3)))
+    low, high = config.blur_sigma
+    sigma_B = low + uniform(seed_B, f"{name}/sigma") * (high - low)
+    sigma_B = torch.where(blurred_B, sigma_B, torch.full_like(sigma_B, 1e-3))
+    return gaussian_blur(image, sigma_B, math.ceil(3 * high))
 
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -267,7 +281,13 @@ def match_histogram(frames: Sequence[Tensor], reference_BCHW: Tensor) -> list[Te
 
 
 def gaussian_blur(image_BCHW: Tensor, sigma_B: Tensor, radius: int = 4) -> Tensor:
-    """Separable Gaussian blur with one standard deviation [pixels] a sample; edges are replicated."""
+    """Separable Gaussian blur with one standard deviation [pixels] a sample; edges are replicated.
+
+    Args:
+        image_BCHW: float.
+        sigma_B: standard deviations.
+        radius: beyond which the kernel is cut off [pixels].
+    """
     count, channels, height, width = image_BCHW.shape
     offsets = torch.arange(-radius, radius + 1, device=image_BCHW.device, dtype=image_BCHW.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma_B[:, None]) ** 2)

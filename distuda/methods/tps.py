@@ -9,18 +9,20 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import Field
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from distuda.data import augment
 from distuda.data.batch import Batch
 from distuda.data.clips import FLOW
+from distuda.draws import uniform
 from distuda.methods.davsn import two_frames
 from distuda.methods.method import Context, Losses, Method, MethodConfig, View
 from distuda.methods.video import frame_before
 from distuda.models.fusion import Fused
 from distuda.models.segmenter import Segmenter
-from distuda.warp import compose, inside, warp
+from distuda.warp import compose, inside, resize_flow, warp
 
 
 class Tps(Method):
@@ -36,6 +38,11 @@ class Tps(Method):
             1.0, ge=0, description="weight of the target's pseudo-labels (SYNTHIA-Seq: 1, VIPER: 0.1)"
         )
         confidence: float = Field(0.0, ge=0, le=1, description="probability below which a pseudo-label is left out")
+        rescale: tuple[PositiveFloat, PositiveFloat] = Field(
+            (1.0, 1.0),
+            description="range of the factor by which the strong view is resized, to sides of multiples of 8 (released: "
+            "0.8 to 1.2); one a step, by the first sample",
+        )
         match_histogram: bool = Field(True, description="give source images the colours of the target's (per channel)")
         start_step: int = Field(0, ge=0, description="steps of source-only training before [steps]")
 
@@ -63,8 +70,10 @@ class Tps(Method):
         terms = self.supervise(output_src, views_src[0])
         label, weight = self.pseudo_label(target)
         now, before = (self._strong(frame) for frame in (target, frame_before(target)))
-        _, output_tgt, _ = two_frames(self.student, now, before, target.flow_B2HW)
-        taught = now._replace(label_BHW=label, weight_BHW=weight)
+        size = self._size(target)
+        taught, before = resized(now._replace(label_BHW=label, weight_BHW=weight), size), resized(before, size)
+        flow = None if target.flow_B2HW is None else resize_flow(target.flow_B2HW, size)
+        _, output_tgt, _ = two_frames(self.student, taught, before, flow)
         factor = self.ramp(self.config.start_step) * self.config.lambda_pseudo
         supervised = self.supervise(output_tgt, taught, "pseudo_tgt")
         terms |= {name: factor * loss for name, loss in supervised.items()}
@@ -85,6 +94,15 @@ class Tps(Method):
         max_prob, label = carried.max(dim=1)
         return label, (inside(flow) & (max_prob >= self.config.confidence)).float()
 
+    def _size(self, target: Batch) -> tuple[int, int]:
+        """Height and width of this step's strong view [pixels]."""
+        height, width = target.image_BCHW.shape[-2:]
+        low, high = self.config.rescale
+        if low == high == 1:
+            return height, width
+        factor = low + float(uniform(target.seed_B[:1], "rescale")) * (high - low)
+        return max(8, 8 * round(height * factor / 8)), max(8, 8 * round(width * factor / 8))
+
     def _strong(self, frame: Batch) -> View:
         """The same change of colours and blur for every frame of a clip."""
         image = augment.photometry(frame.image_BCHW, frame.seed_B, self.context.photometry, "strong")
@@ -96,3 +114,15 @@ class Tps(Method):
             return frames
         pictures = augment.match_histogram([frame.image_BCHW for frame in frames], target.image_BCHW)
         return [replace(frame, image_BCHW=picture) for frame, picture in zip(frames, pictures, strict=True)]
+
+
+def resized(view: View, size: tuple[int, int]) -> View:
+    """A view at another size (height, width): images bilinearly, labels and weights by the nearest pixel."""
+    if view.image_BCHW.shape[-2:] == size:
+        return view
+    image = F.interpolate(view.image_BCHW, size=size, mode="bilinear", align_corners=False)
+    if view.label_BHW is None or view.weight_BHW is None:
+        return view._replace(image_BCHW=image)
+    both = torch.stack([view.label_BHW.float(), view.weight_BHW.float()], dim=1)
+    label, weight = F.interpolate(both, size=size, mode="nearest").unbind(1)
+    return view._replace(image_BCHW=image, label_BHW=label.long(), weight_BHW=weight)
