@@ -40,7 +40,7 @@ class Tps(Method):
         confidence: float = Field(0.0, ge=0, le=1, description="probability below which a pseudo-label is left out")
         rescale: tuple[PositiveFloat, PositiveFloat] = Field(
             (1.0, 1.0),
-            description="range of the factor by which the strong view is resized, to sides of multiples of 8 (released: "
+            description="range of the factor by which the strong view is resized, sides multiples of 8 (released: "
             "0.8 to 1.2); one a step, by the first sample",
         )
         match_histogram: bool = Field(True, description="give source images the colours of the target's (per channel)")
