@@ -61,6 +61,7 @@ def prepare(
         typer.Option(help="image-level labels: what the data set gives, the classes in the masks, or none"),
     ] = "auto",
     resize: Annotated[tuple[int, int] | None, typer.Option(help="height and width to store [pixels]")] = None,
+    cut_bottom: Annotated[int, typer.Option(help="rows to leave out below, before resizing [pixels]")] = 0,
     pairs: Annotated[
         str | None, typer.Option(help="prepared set of the other domain; its images of the same keys become pairs")
     ] = None,
@@ -85,7 +86,8 @@ def prepare(
         run(
             layout, source, destination, split=split, variant=variant, classes=classes, id_map=id_map,
             include=include or (), exclude=exclude or (), every=every, labels=labels, tags=tags, resize=resize,
-            pairs=pairs, pair_list=pair_list, flow=flow, limit=limit, max_bad_share=max_bad_share, workers=workers,
+            cut_bottom=cut_bottom, pairs=pairs, pair_list=pair_list, flow=flow, limit=limit,
+            max_bad_share=max_bad_share, workers=workers,
         ).render()
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from data_trees import encode, label, picture, write_camvid
 from distuda import storage
 from distuda.data.conversion import Conversion
 from distuda.data.dataset import open_dataset
-from distuda.data.decode import decode_label
+from distuda.data.decode import decode_image, decode_label
 from distuda.data.manifest import PROGRESS
 from distuda.data.prepare import BAD_SAMPLES, prepare
 from distuda.errors import UserError
@@ -56,6 +56,23 @@ def test_resize_stores_smaller_pictures(camvid: Path, tmp_path: Path) -> None:
     data = open_dataset(str(tmp_path / "out"))
     assert data.index["height"].to_pylist() == [6, 6]
     assert decode_label(data.read_group(0)["label"][0].as_py(), "k").shape == (6, 8)
+
+
+def test_cut_bottom_leaves_rows_out_of_all_pictures(camvid: Path, tmp_path: Path) -> None:
+    prepare("camvid", str(camvid), str(tmp_path / "whole"), limit=2)
+    prepare("camvid", str(camvid), str(tmp_path / "out"), cut_bottom=5, limit=2)
+    whole, cut = (open_dataset(str(tmp_path / name)).read_group(0).to_pylist() for name in ("whole", "out"))
+    for a, b in zip(whole, cut, strict=True):
+        assert b["height"] == a["height"] - 5 and b["width"] == a["width"]
+        assert np.array_equal(decode_label(b["label"], "k"), decode_label(a["label"], "k")[:-5])
+        images = [decode_image(row["image"], "k").astype(int) for row in (a, b)]
+        assert np.abs(images[1] - images[0][:-5]).mean() < 12  # encoded once more, of the same rows
+    prepare("camvid", str(camvid), str(tmp_path / "small"), cut_bottom=4, resize=(4, 8), limit=1)
+    assert open_dataset(str(tmp_path / "small")).index["height"].to_pylist() == [4]
+    with pytest.raises(UserError, match="nothing is left of 12 rows without the last 12"):
+        prepare("camvid", str(camvid), str(tmp_path / "none"), cut_bottom=12, max_bad_share=0)
+    with pytest.raises(UserError, match="--cut-bottom -1 is below 0"):
+        prepare("camvid", str(camvid), str(tmp_path / "less"), cut_bottom=-1)
 
 
 def test_folder_layout_with_id_map_tags_and_nesting(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def prepare(
     labels: bool = True,
     tags: Literal["auto", "masks", "none"] = "auto",
     resize: Size | None = None,
+    cut_bottom: int = 0,
     pairs: str | None = None,
     pair_list: str | None = None,
     flow: bool = False,
@@ -122,6 +123,7 @@ def prepare(
         labels: False writes an unlabelled set even where labels exist.
         tags: image-level labels: "auto" = those that the layout gives, "masks" = the classes in the label, "none".
         resize: (height, width) to store smaller images; None keeps the files as they are.
+        cut_bottom: rows left out below, before resizing: a bonnet, or what a paper's loader cuts [pixels].
         pairs: a prepared data set of the other domain whose images become the pairs of the samples with the same key;
             they are stored as they are there, and a sample without a partner has none.
         pair_list: CSV file with the columns ``key`` and ``other_key``, where partners have other keys.
@@ -144,7 +146,9 @@ def prepare(
     _require(layout, kind, tree, entries, labels)
     if flow:
         _require_clips(layout, entries)
-    reading = Reading(kind, table, ids, labels, tags, resize)
+    if cut_bottom < 0:
+        raise UserError(f"--cut-bottom {cut_bottom} is below 0. Give a number of rows.")
+    reading = Reading(kind, table, ids, labels, tags, resize, cut_bottom)
     job = Conversion(destination_uri, reading, row_group_bytes, _partners(entries, pairs, pair_list))
     written = replace(_write(layout, job, entries, shard_samples, workers, max_bad_share), unmapped=unmapped)
     return replace(written, flow=_write_flow(written, workers)) if flow else written
@@ -277,12 +281,14 @@ def _num_workers(num_samples: int) -> int:
 def _plan(layout: str, job: Conversion, entries: Sequence[Entry], shard_samples: int) -> str:
     """Hash of all that decides the shards: equal plans may share finished shards."""
     how = job.reading
-    facts = {
+    facts: dict[str, Any] = {
         "layout": layout,
         "classes": how.table.to_json(),
         "ids": [how.ids.name, sorted(how.ids.train_ids.items()), sorted(how.ids.ignored)],
         "options": [how.labels, how.tags, how.resize, job.row_group_bytes, shard_samples],
     }
+    if how.cut_bottom:  # sets that are not cut keep the plan they had before any could be
+        facts["cut_bottom"] = how.cut_bottom
     if job.pairs is not None:  # sets without pairs keep the plan they had before there were any
         facts["pairs"] = job.pairs.digest()
     total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())

@@ -192,6 +192,7 @@ class Reading:
         labels: whether labels and instances are taken.
         tags: image-level labels: "auto" = those that the layout gives, "masks" = the classes in the label, "none".
         resize: (height, width) to store smaller images; None keeps the files as they are.
+        cut_bottom: rows of each picture that are left out below, before it is resized [pixels].
     """
 
     layout: Layout
@@ -200,10 +201,11 @@ class Reading:
     labels: bool = True
     tags: Literal["auto", "masks", "none"] = "auto"
     resize: Size | None = None
+    cut_bottom: int = 0
 
 
 def load_sample(entry: Entry, reading: Reading) -> Sample:
-    """Read and check one sample; the image stays as it came unless ``resize`` asks for another size.
+    """Read and check one sample; the image stays as it came unless it is to be cut or resized.
 
     Raises:
         SampleError: names the key and why the sample cannot be used.
@@ -220,14 +222,21 @@ def _load(entry: Entry, reading: Reading) -> Sample:
     content = entry.image.read()
     image = _checked_image(content, entry.key)
     label, instance = _labels(entry, reading, image.shape[:2])
+    if reading.cut_bottom:
+        if reading.cut_bottom >= len(image):
+            raise SampleError(entry.key, f"nothing is left of {len(image)} rows without the last {reading.cut_bottom}.")
+        image = image[: -reading.cut_bottom]
+        label = None if label is None else label[: -reading.cut_bottom]
+        instance = None if instance is None else instance[: -reading.cut_bottom]
     tags = _tags(entry, reading, label)
     if not reading.labels:
         label = instance = None
     if reading.resize is not None:
         image = resize_image(image, reading.resize)
-        content = _encode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
         label = None if label is None else resize_label(label, reading.resize)
         instance = None if instance is None else resize_label(instance, reading.resize)
+    if reading.resize is not None or reading.cut_bottom:
+        content = _encode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
     return Sample(
         key=entry.key,
         image=content,
