@@ -65,11 +65,6 @@ STUDY = Study(
         "~ self-training, masked, block 16, weight 0.3": [
             SELF_TRAINING, "method.lambda_mask=0.3", "method.mask_block=16",
         ],
-        # the mix is masked, so that hidden blocks take nothing from the rare classes it brings
-        "~ self-training, masked mixes": [SELF_TRAINING, "method.lambda_mask=1", "method.mask_on=mix"],
-        "~ self-training, masked mixes alone": [
-            SELF_TRAINING, "method.lambda_mask=1", "method.mask_on=mix", "method.lambda_mix=0",
-        ],
         # all views under the same batch statistics, those of a masked image among them
         "~ self-training, one pass": [SELF_TRAINING, "method.forward=joint"],
         "~ self-training, masked, one pass": [SELF_TRAINING, "method.lambda_mask=1", "method.forward=joint"],

@@ -57,7 +57,6 @@ SETTINGS: dict[str, list[str]] = {
     "self_training": [*SURE],
     "self_training_pixel": [*SURE, "method.weighting=pixel"],
     "self_training_masked": [*SURE, "method.lambda_mask=1", "method.mask_block=8"],
-    "self_training_masked_mix": [*SURE, "method.lambda_mask=1", "method.mask_on=mix", "method.lambda_mix=0"],
     "self_training_distance": [*SURE, "method.lambda_distance=0.1", "method.distance_min_share=0.2"],
     "self_training_margins": [*SURE, "method.margins=[3,2,1,4]", "augment.flip=0"],
     "self_training_detail": [*SURE, "model.detail=[16,24]", "method.lambda_mask=1", "method.mask_block=8"],

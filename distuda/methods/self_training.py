@@ -54,9 +54,6 @@ class TeachingConfig(BaseModel):
     mask_block: int = Field(
         32, ge=1, description="side of a hidden block [pixels] (MIC: 64 at full, 32 at half Cityscapes resolution)"
     )
-    mask_on: Literal["target", "mix"] = Field(
-        "target", description="what is masked: the target image (MIC), or the mixed one, labels alike"
-    )
     lambda_video: float = Field(
         0.0, ge=0, description="weight of video consistency: labels of the frame before carried here, 0 = off (clips)"
     )
@@ -112,11 +109,10 @@ class Teaching(nn.Module):
             if self.config.lambda_video:
                 views["video"] = View(target.image_BCHW, target.seed_B, carried, weight_carried)
         plain = View(target.image_BCHW, target.seed_B, label_tgt, weight)
-        mixed = _mixed(source, plain, self.context.num_classes)
         if self.config.lambda_mix:
-            views["mix"] = mixed
+            views["mix"] = _mixed(source, plain, self.context.num_classes)
         if self.config.lambda_mask:
-            views["mask"] = mixed if self.config.mask_on == "mix" else plain
+            views["mask"] = plain
         return {name: self._strong(view, name) for name, view in views.items()}, metrics
 
     def terms(
