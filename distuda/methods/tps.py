@@ -41,7 +41,7 @@ class Tps(Method):
         rescale: tuple[PositiveFloat, PositiveFloat] = Field(
             (1.0, 1.0),
             description="range of the factor by which the strong view is resized, sides multiples of 8 (released: "
-            "0.8 to 1.2); one a step, by the first sample",
+            "0.8 to 1.2); one for a whole step",
         )
         match_histogram: bool = Field(True, description="give source images the colours of the target's (per channel)")
         start_step: int = Field(0, ge=0, description="steps of source-only training before [steps]")
@@ -100,7 +100,7 @@ class Tps(Method):
         low, high = self.config.rescale
         if low == high == 1:
             return height, width
-        factor = low + float(uniform(target.seed_B[:1], "rescale")) * (high - low)
+        factor = low + float(uniform(self.step.view(1), "rescale")) * (high - low)  # one number for all ranks
         return max(8, 8 * round(height * factor / 8)), max(8, 8 * round(width * factor / 8))
 
     def _strong(self, frame: Batch) -> View:
