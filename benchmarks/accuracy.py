@@ -31,7 +31,7 @@ class Study:
 
     Attributes:
         rows: recipe and overrides of each row by name; an ablation's name begins with ``~`` and runs only if asked for.
-        common: overrides of every row.
+        common: overrides of every row, over its recipe and under its own.
         data: (source, target, evaluation) names below ``work/data``.
         other_data: (target, evaluation) of rows that differ.
         tail: classes whose mean IoU is reported apart.
@@ -110,7 +110,8 @@ def train(study: Study, work: Path, results: "Results", row: str, seed: int, ste
     source, *others = study.data
     target, evaluation = study.other_data.get(row, others)
     started_s = time.time()
-    last = fit(work, out, seed, steps, (source, target, evaluation), *study.rows[row], *study.common)
+    recipe, *own = study.rows[row]
+    last = fit(work, out, seed, steps, (source, target, evaluation), recipe, *study.common, *own)
     seconds = round(time.time() - started_s)
     if row.startswith("source_only"):  # the same weights with the target's batch-norm statistics: AdaBN alone
         distuda("evaluate", str(out), "--calibrate", "64", log=out / "console.log")

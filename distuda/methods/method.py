@@ -38,7 +38,8 @@ class MethodConfig(BaseModel):
     calibrate_images: int = Field(
         64,
         ge=0,
-        description="target images by which batch-norm statistics are set before evaluation (AdaBN), 0 = off [images]",
+        description="target images by which batch-norm statistics are set before evaluation (AdaBN), 0 = off; it loses "
+        "where classes are much more frequent in one domain than in the other [images]",
     )
 
     @property
