@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from distuda import storage
 from distuda.errors import RunFailed, UserError
 
 app = typer.Typer(
@@ -312,8 +313,8 @@ def demo(
 
 
 def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The recipe's path, if the first word is one, and the overrides."""
-    if words and "=" not in words[0]:
+    """The recipe's path, if the first word is one, and the overrides; a sweep's folder may be called ``lr=1``."""
+    if words and ("=" not in words[0] or (words[0].endswith((".yaml", ".yml")) and storage.exists(words[0]))):
         return words[0], list(words[1:])
     return None, list(words)
 

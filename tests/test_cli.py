@@ -10,6 +10,7 @@ import pytest
 from data_trees import encode, label, write_camvid
 from settings import TABLE, TINY, tiny_samples
 
+from distuda import cli
 from distuda.cli import main
 from distuda.data.shards import write_shards
 
@@ -157,3 +158,12 @@ def test_evaluate_alone_calibrated_and_as_ensemble(
     assert capsys.readouterr().out.count("mIoU") == 3
     rows = [json.loads((tmp_path / "minent" / f"evaluation-{name}.json").read_text()) for name in ("last", "ensemble")]
     assert rows[1]["members"] == folders and rows[0]["entropy"] != rows[1]["entropy"]
+
+
+def test_a_recipe_is_found_in_a_folder_with_an_equals_sign(tmp_path: Path) -> None:
+    """As the copy in a sweep's folder that is called by what it searches."""
+    recipe = tmp_path / "lr=1" / "recipe.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("")
+    assert cli._split([str(recipe), "steps=1"]) == (str(recipe), ["steps=1"])
+    assert cli._split(["model.weights=none.yaml", "steps=1"]) == (None, ["model.weights=none.yaml", "steps=1"])

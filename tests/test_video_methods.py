@@ -12,6 +12,7 @@ from torch import Tensor
 from distuda import losses
 from distuda.data.augment import classmix_mask, geometry, match_histogram
 from distuda.data.batch import Batch
+from distuda.errors import UserError
 from distuda.methods import tps
 from distuda.methods.adversary import Judges, divergence
 from distuda.methods.davsn import DaVsn, propagated, two_frames
@@ -304,6 +305,11 @@ def test_tps_resizes_the_strong_view_alone(monkeypatch: pytest.MonkeyPatch) -> N
         sizes.add(seen[-1])
         method.after_step()
     assert len(sizes) > 2 and all(side % 8 == 0 for size in sizes for side in size)
+
+
+def test_a_range_of_factors_begins_with_the_smaller_one() -> None:
+    with pytest.raises(UserError, match="the smaller factor must come first"):
+        tiny_recipe("method.name=tps", "method.rescale=[1.2,0.8]")
 
 
 def test_a_resized_view_keeps_its_labels_apart() -> None:

@@ -15,6 +15,7 @@ from rich.text import Text
 from tune.records import Record, Records
 from tune.results import chosen_by, label_of, worth_keeping
 from tune.space import Configuration, words_of
+from tune.trial import key_of
 
 
 class Observer(tune.Callback):
@@ -109,7 +110,7 @@ class Observer(tune.Callback):
             self.live.update(self.table())
 
     def _value(self, record: Record) -> float:
-        return record.scores.get("miou" if self.objective == "target_miou" else self.objective, float("-inf"))
+        return record.scores.get(key_of(self.objective), float("-inf"))
 
     def _free(self) -> None:
         by = chosen_by(self.choose, self.objective, self.records)

@@ -16,6 +16,7 @@ from tune.charts import Axis, Line, axis_of, parallel, scatter, score_axis
 from tune.records import Record, Records
 from tune.results import Found, is_oracle, label_of
 from tune.space import Space, words_of
+from tune.trial import key_of
 
 CURVES = 40
 """Learning curves beyond which a picture says nothing."""
@@ -38,7 +39,7 @@ def write_report(records: Records, ranked: Sequence[Found], space: Space, object
 
 def render(records: Records, ranked: Sequence[Found], space: Space, objective: str, by: Sequence[str]) -> str:
     """The HTML text; everything that comes from a sweep is escaped."""
-    key = _key(objective)
+    key = key_of(objective)
     place = {record.id: i for i, one in enumerate(ranked, 1) for record in one.records}
     ordered = sorted(records, key=lambda r: (place.get(r.id, len(place) + 1), -r.scores.get(key, float("-inf")), r.id))
     names = list(dict.fromkeys(name for record in ordered for name in record.scores))
@@ -62,10 +63,6 @@ def render(records: Records, ranked: Sequence[Found], space: Space, objective: s
         rows=[(record, place.get(record.id), _cells(record, [axis.name for axis in axes])) for record in ordered],
         number=figures.number,
     )
-
-
-def _key(objective: str) -> str:
-    return "miou" if objective == "target_miou" else objective
 
 
 def _counts(records: Sequence[Record]) -> list[tuple[str, int]]:

@@ -18,7 +18,7 @@ from distuda.plan import to_yaml as phases_to_yaml
 from distuda.recipe import Recipe
 from distuda.recipe import to_yaml as recipe_to_yaml
 from tune.records import Record, Records
-from tune.trial import TARGET_MIOU
+from tune.trial import TARGET_MIOU, key_of
 
 AGGREGATE = "aggregate"
 """The final choice by the mean place over every label-free score of the evaluations."""
@@ -59,7 +59,7 @@ class Found:
 
     def score(self, name: str) -> float:
         """A score by the name that the user gave it."""
-        return self.scores["miou" if name == TARGET_MIOU else name]
+        return self.scores[key_of(name)]
 
 
 def ranking(records: Records, choose: Sequence[str], seeds: int) -> list[Found]:
@@ -70,7 +70,7 @@ def ranking(records: Records, choose: Sequence[str], seeds: int) -> list[Found]:
     """
     finished = _by_number([record for record in records if record.status == "finished"])
     whole = [group for group in finished if len(group) == seeds]
-    names = ["miou" if name == TARGET_MIOU else name for name in choose]
+    names = [key_of(name) for name in choose]
     for groups in (whole, finished, _stopped_last(records)):
         found = [one for one in map(_mean, groups) if all(name in one.scores for name in names)]
         if found:
@@ -90,7 +90,7 @@ def chosen_by(choose: Sequence[str], objective: str, records: Records) -> list[s
 
 def worth_keeping(records: Records, choose: Sequence[str], keep: int) -> list[str]:
     """Trials whose checkpoints stay: all seeds of the configuration that leads now, then the next best trials."""
-    names = ["miou" if name == TARGET_MIOU else name for name in choose]
+    names = [key_of(name) for name in choose]
     best: list[list[Record]] = []
     for status in ("finished", "stopped"):  # what can be chosen comes first
         found = map(_mean, _by_number([record for record in records if record.status == status]))

@@ -40,6 +40,11 @@ DONATIONS = 4
 """Checkpoints that a trial of a population keeps for others: one may wait several decisions for its turn to take it."""
 
 
+def key_of(score: str) -> str:
+    """What an evaluation row calls a score that the user names."""
+    return "miou" if score == TARGET_MIOU else score
+
+
 class TrialActor(tune.Trainable):
     """Trains the trials it is given, one at a time.
 
@@ -147,7 +152,7 @@ class TrialActor(tune.Trainable):
 
     def _result(self, row: Row, *, over: bool) -> dict[str, Any]:
         scores = numbers(row)
-        name = "miou" if self.objective == TARGET_MIOU else self.objective
+        name = key_of(self.objective)
         self.reported = row["step"]
         if name not in scores:
             if row["step"] <= max(offsets(self.phases).values()):  # of an early phase, which may have nothing to score

@@ -20,6 +20,13 @@ from distuda.draws import fold, uniform
 from distuda.losses import IGNORE
 
 
+def rising(ends: tuple[float, float], what: str) -> tuple[float, float]:
+    """Both ends of a range, refused where the first is the larger one; ``what`` they are, for the message."""
+    if ends[0] > ends[1]:
+        raise ValueError(f"the smaller {what} must come first")
+    return ends
+
+
 class GeometryConfig(BaseModel):
     """Where a training crop is taken from."""
 
@@ -36,9 +43,7 @@ class GeometryConfig(BaseModel):
     @field_validator("scale")
     @classmethod
     def _rises(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if scale[0] > scale[1]:
-            raise ValueError("the smaller zoom must come first")
-        return scale
+        return rising(scale, "zoom")
 
 
 class PhotometryConfig(BaseModel):
@@ -60,9 +65,7 @@ class PhotometryConfig(BaseModel):
     @field_validator("blur_sigma")
     @classmethod
     def _rises(cls, sigma: tuple[float, float]) -> tuple[float, float]:
-        if sigma[0] > sigma[1]:
-            raise ValueError("the smaller sigma must come first")
-        return sigma
+        return rising(sigma, "sigma")
 
 
 def region_size(config: GeometryConfig) -> tuple[int, int] | None:

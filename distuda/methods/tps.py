@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor
 
 from distuda.data import augment
@@ -47,6 +47,11 @@ class Tps(Method):
         start_step: int = Field(0, ge=0, description="steps of source-only training before [steps]")
 
         forward: Literal["per_domain"] = Field("per_domain", description="frames pass the network one after another")
+
+        @field_validator("rescale")
+        @classmethod
+        def _rises(cls, rescale: tuple[float, float]) -> tuple[float, float]:
+            return augment.rising(rescale, "factor")
 
         @property
         def reads(self) -> dict[str, tuple[str, ...]]:
