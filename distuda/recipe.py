@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from distuda import storage
 from distuda.data.augment import GeometryConfig, PhotometryConfig
+from distuda.data.style import StyleConfig
 from distuda.errors import UserError, nearest
 from distuda.methods import METHODS, MethodConfig
 from distuda.metrics.label_free import DEFAULT_SCORES, SCORES, ScoreName
@@ -137,8 +138,8 @@ class ModelConfig(Section):
     )
 
 
-class Augment(GeometryConfig):
-    """Training crops and the strong view."""
+class Augment(GeometryConfig, StyleConfig):
+    """Training crops, the strong view, and whether the source looks like the target."""
 
     photometry: PhotometryConfig = Field(
         default_factory=lambda: PhotometryConfig(), description="colour jitter and blur of strong views"
@@ -223,6 +224,11 @@ class Recipe(Section):
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig(), description="what is kept")
     log_every_steps: int = Field(20, ge=1, description="steps between lines of metrics.jsonl [steps]")
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
+
+    @property
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """What training looks at beside the images, by domain: what the method does, and the images that give style."""
+        return self.method.reads if self.augment.style == "none" else {"target": (), **self.method.reads}
 
 
 class RelabelRecipe(Section):

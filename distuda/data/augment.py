@@ -6,7 +6,7 @@ Shape legend: B samples, C channels, H and W pixels.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -262,25 +262,6 @@ def colour_matrix(brightness_B: Tensor, saturation_B: Tensor, angle_B: Tensor) -
     cos, sin, zero = torch.cos(angle_B) * saturation_B, torch.sin(angle_B) * saturation_B, torch.zeros_like(angle_B)
     chroma = torch.stack([torch.ones_like(zero), zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
     return brightness_B[:, None, None] * (from_yiq @ chroma @ to_yiq)
-
-
-def match_histogram(frames: Sequence[Tensor], reference_BCHW: Tensor) -> list[Tensor]:
-    """Images with the values of others: in each channel the k-th smallest becomes the reference's k-th smallest.
-
-    Args:
-        frames: float images (B, C, H, W) of one size; those of one sample are changed alike, by the first one's ranks.
-        reference_BCHW: any size; sample i gives its values to sample i.
-    """
-    values = frames[0].flatten(2).sort(dim=2).values.contiguous()
-    wanted, _ = reference_BCHW.flatten(2).sort(dim=2)
-    count = values.shape[2]
-    pick = torch.linspace(0, wanted.shape[2] - 1, count, device=wanted.device).round().long()
-    wanted = wanted[:, :, pick]
-    made = []
-    for frame in frames:
-        place = torch.searchsorted(values, frame.flatten(2).contiguous()).clamp(max=count - 1)
-        made.append(wanted.gather(2, place).view(frame.shape))
-    return made
 
 
 def gaussian_blur(image_BCHW: Tensor, sigma_B: Tensor, radius: int = 4) -> Tensor:

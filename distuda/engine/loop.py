@@ -91,12 +91,12 @@ def open_data(recipe: Recipe, coming: Mapping[str, Collection[str]] = MappingPro
     target = open_dataset(recipe.target.uri, recipe.target.columns) if recipe.target.uri else None
     evaluation = open_dataset(recipe.evaluation.uri) if recipe.evaluation.uri else target or source
     method = recipe.method
-    if target is None and ("target" in method.reads or method.calibrate_images):
+    if target is None and ("target" in recipe.reads or method.calibrate_images):
         raise UserError(
             f"method {method.name!r} looks at target images, but target.uri=none. Set it (a source-only run that does "
-            "without has method.calibrate_images=0)."
+            "without has method.calibrate_images=0 and augment.style=none)."
         )
-    for name, columns in method.reads.items():
+    for name, columns in recipe.reads.items():
         dataset = source if name == "source" else target
         assert dataset is not None
         for column in columns:
@@ -281,8 +281,8 @@ class Session:
             storage.write_bytes(storage.join(self.out, name), text.encode())
 
     def streams(self, open_stream: OpenStream) -> dict[str, Iterator[Batch]]:
-        """Endless batches of the domains that the method reads, from where the checkpoint left them."""
-        return {name: self._stream(name, open_stream) for name in self.recipe.method.reads}
+        """Endless batches of the domains that training reads, from where the checkpoint left them."""
+        return {name: self._stream(name, open_stream) for name in self.recipe.reads}
 
     def _stream(self, name: str, open_stream: OpenStream) -> Iterator[Batch]:
         domain: Domain = getattr(self.recipe, name)
@@ -291,7 +291,7 @@ class Session:
         if name == "source" and self.rare is not None:
             weights = self.rare[0]
             region = None  # the step looks for a crop with the rare class, so it needs the whole image
-        columns = self.recipe.method.reads[name]
+        columns = self.recipe.reads[name]
         if name == "source":
             columns += tuple(column for column in self.recipe.method.reads_if_there if dataset.holds(column))
         if "pair" in columns and dataset.manifest.num_pairs < len(dataset):
@@ -329,7 +329,7 @@ class Session:
         """Write a training row. This is where the host waits for the device."""
         values = self._finite_scalars()
         now_s, steps = time.monotonic(), max(1, self.step_number - self._clock_step)
-        images = len(self.recipe.method.reads) * self.recipe.batch_size * self.worker.world * steps
+        images = len(self.recipe.reads) * self.recipe.batch_size * self.worker.world * steps
         row = {"kind": "train", "step": self.step_number, **values, "lr": self.step.optimizers[0].param_groups[0]["lr"]}
         row |= {"images_per_s": images / (now_s - self._clock_s), "data_wait_s": self._wait_s / steps}
         row |= {"memory_gib": memory_gib(self.worker.device)}

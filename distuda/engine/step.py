@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from distuda import draws
 from distuda.data.augment import RareClassFocus, geometry
 from distuda.data.batch import Batch
+from distuda.data.style import restyled
 from distuda.engine.schedule import build_optimizers, build_schedules
 from distuda.methods.method import Method
 from distuda.recipe import Recipe
@@ -45,12 +46,7 @@ class Step:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         parts = self.recipe.accumulate
-        given = {"source": source, "target": target}
-        batches = {
-            name: self._ready(batch, self.focus if name == "source" else None).split(parts)
-            for name, batch in given.items()
-            if batch is not None and name in self.recipe.method.reads
-        }
+        batches = {name: batch.split(parts) for name, batch in self._batches(source, target).items()}
         scalars: list[dict[str, Tensor]] = []
         for i in range(parts):
             with self._no_all_reduce(last=i == parts - 1), self._autocast():
@@ -73,9 +69,19 @@ class Step:
             schedule.step()
         self.method.after_step()
 
-    def _ready(self, batch: Batch, focus: RareClassFocus | None = None) -> Batch:
-        """On the device, cropped, in the recipe's memory layout."""
-        batch = geometry(batch.to(self.device), self.recipe.augment, focus)
+    def _batches(self, source: Batch | None, target: Batch | None) -> dict[str, Batch]:
+        """What the method is given, cropped, the source in the target's style where the recipe says so."""
+        cropped = {
+            name: geometry(batch.to(self.device), self.recipe.augment, self.focus if name == "source" else None)
+            for name, batch in (("source", source), ("target", target))
+            if batch is not None and name in self.recipe.reads
+        }
+        if self.recipe.augment.style != "none":
+            cropped["source"] = restyled(cropped["source"], cropped["target"], self.recipe.augment)
+        return {name: self._laid_out(cropped[name]) for name in self.recipe.method.reads if name in cropped}
+
+    def _laid_out(self, batch: Batch) -> Batch:
+        """In the recipe's memory layout."""
         frame: Batch | None = batch
         while frame is not None and self.recipe.channels_last:
             frame.image_BCHW = frame.image_BCHW.contiguous(memory_format=torch.channels_last)

@@ -5,7 +5,6 @@ released code.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -43,7 +42,6 @@ class Tps(Method):
             description="range of the factor by which the strong view is resized, sides multiples of 8 (released: "
             "0.8 to 1.2); one for a whole step",
         )
-        match_histogram: bool = Field(True, description="give source images the colours of the target's (per channel)")
         start_step: int = Field(0, ge=0, description="steps of source-only training before [steps]")
 
         forward: Literal["per_domain"] = Field("per_domain", description="frames pass the network one after another")
@@ -70,7 +68,7 @@ class Tps(Method):
 
     def forward(self, source: Batch, target: Batch) -> Losses:
         """Source loss on fused frames, and the target's strong view against the carried labels."""
-        views_src = [self.labelled_view(frame) for frame in self._recoloured(source, target)]
+        views_src = [self.labelled_view(frame) for frame in (source, frame_before(source))]
         _, output_src, _ = two_frames(self.student, views_src[0], views_src[1], source.flow_B2HW)
         terms = self.supervise(output_src, views_src[0])
         label, weight = self.pseudo_label(target)
@@ -112,13 +110,6 @@ class Tps(Method):
         """The same change of colours and blur for every frame of a clip."""
         image = augment.photometry(frame.image_BCHW, frame.seed_B, self.context.photometry, "strong")
         return View(image, frame.seed_B)
-
-    def _recoloured(self, source: Batch, target: Batch) -> list[Batch]:
-        frames = [source, frame_before(source)]
-        if not self.config.match_histogram:
-            return frames
-        pictures = augment.match_histogram([frame.image_BCHW for frame in frames], target.image_BCHW)
-        return [replace(frame, image_BCHW=picture) for frame, picture in zip(frames, pictures, strict=True)]
 
 
 def resized(view: View, size: tuple[int, int]) -> View:
