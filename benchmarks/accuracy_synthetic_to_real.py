@@ -21,12 +21,15 @@ SOURCE_ONLY, SELF_TRAINING = "recipes/source_only.yaml", "recipes/self_training.
 
 # of all rows: cars, poles and fences are one pixel in seventy of the renders, and source-only gains eight points by it
 RARE = ["source.rare_class_temperature=0.05", "source.rare_class_min_pixels=300", "source.rare_class_crop_pixels=100"]
+ZOOM = ["augment.scale=[1.0,3.0]"]  # the drone is far from its houses
+STYLE = ["augment.style=fourier"]
 FROZEN = ["model.batch_norm=frozen"]  # ImageNet's in the encoder, none of either domain
 ONE_PASS = ["method.forward=joint", "method.calibrate_images=0"]
 
 STUDY = Study(
     rows={
         "source_only": [SOURCE_ONLY],
+        "style": [SOURCE_ONLY, *STYLE],
         "minent": ["recipes/minent.yaml"],
         "advent": ["recipes/advent.yaml"],
         "apoda": ["recipes/apoda.yaml"],
@@ -44,7 +47,7 @@ STUDY = Study(
         "~ self-training, one pass": [SELF_TRAINING, *ONE_PASS],
     },
     common=[
-        "source.size=[240,426]", "target.size=[240,320]", "evaluation.size=[240,320]", "augment.crop=[180,240]", *RARE,
+        "source.size=[240,426]", "target.size=[240,320]", "evaluation.size=[240,320]", "augment.crop=[180,240]", *RARE, *ZOOM,
     ],
     data=("airsim", "camvid", "camvid_val"),
     other_data={"oracle": ("camvid_labels", "camvid_val")},
