@@ -28,27 +28,27 @@ AS_TRAINED = ["method.calibrate_images=0"]
 NEAR = [
     "method.lambda_distance=0.3", "method.distance_classes=[sky,building,road,tree]", "method.distance_min_share=0.5",
 ]  # fmt: skip
-ALONE = [*AS_TRAINED, "method.lambda_mix=0"]  # no teacher: source labels and the distance
 LATE = [*AS_TRAINED, "method.start_step=HALF", "method.weighting=share"]
 
 STUDY = Study(
     rows={
         "source_only": [SOURCE_ONLY],
-        "feature_distance": [SELF_TRAINING, *ALONE, *NEAR],
-        "minent": ["recipes/minent.yaml", *AS_TRAINED],
-        "advent": ["recipes/advent.yaml", *AS_TRAINED],
-        "apoda": ["recipes/apoda.yaml", *AS_TRAINED],
+        "feature_distance": [SOURCE_ONLY, *NEAR],
+        "minent": ["recipes/minent.yaml", *AS_TRAINED, *NEAR],
+        "advent": ["recipes/advent.yaml", *AS_TRAINED, *NEAR],
+        "apoda": ["recipes/apoda.yaml", *AS_TRAINED, *NEAR],
         "self_training": [SELF_TRAINING, *LATE, *NEAR],
         "oracle": [SOURCE_ONLY, "method.use_target_labels=true"],
         "~ source-only, no zoom": [SOURCE_ONLY, "augment.scale=[1.0,1.0]"],
         "~ source-only, no rare classes": [SOURCE_ONLY, "source.rare_class_temperature=null"],
         "~ source-only, in the target's style": [SOURCE_ONLY, *STYLE],
-        "~ feature distance 0.02": [SELF_TRAINING, *ALONE, *NEAR, "method.lambda_distance=0.02"],
-        "~ feature distance 0.1": [SELF_TRAINING, *ALONE, *NEAR, "method.lambda_distance=0.1"],
+        "~ feature distance 0.02": [SOURCE_ONLY, *NEAR, "method.lambda_distance=0.02"],
+        "~ feature distance 0.1": [SOURCE_ONLY, *NEAR, "method.lambda_distance=0.1"],
         # a suburb is half trees and a street is not: whose batch statistics, and of which passes
         "~ source-only, frozen statistics": [SOURCE_ONLY, "model.batch_norm=frozen"],
         "~ minent, AdaBN": ["recipes/minent.yaml"],
         "~ advent, AdaBN": ["recipes/advent.yaml"],
+        "~ advent, no distance": ["recipes/advent.yaml", *AS_TRAINED],
         "~ advent, in the target's style": ["recipes/advent.yaml", *AS_TRAINED, *STYLE],
         "~ self-training, AdaBN": [SELF_TRAINING],
         "~ self-training, from the first step": [SELF_TRAINING, *AS_TRAINED],

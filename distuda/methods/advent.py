@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from distuda import losses
 from distuda.data.batch import Batch
 from distuda.methods.adversary import Judges, levels, suffixes
-from distuda.methods.method import Context, Group, Losses, Method, MethodConfig, View
+from distuda.methods.feature_distance import DistanceConfig, NearStart
+from distuda.methods.method import Context, Group, Losses, MethodConfig, View
 from distuda.models.segmenter import Output, Segmenter
 
 
@@ -34,10 +35,10 @@ def prior_terms(logits_BCHW: Tensor, config: PriorConfig, context: Context) -> d
     return {"prior_tgt": config.class_prior * losses.class_prior(logits_BCHW, prior_C, config.class_prior_mu)}
 
 
-class MinEnt(Method):
+class MinEnt(NearStart):
     """Source cross-entropy plus the mean prediction entropy of target images."""
 
-    class Config(PriorConfig):
+    class Config(DistanceConfig, PriorConfig):
         """Fields of `MinEnt`; defaults are the paper's (GTA5 -> Cityscapes, DeepLab-v2)."""
 
         name: Literal["minent"] = "minent"
@@ -61,7 +62,7 @@ class MinEnt(Method):
         views = {"src": self.labelled_view(source), "tgt": View(target.image_BCHW, target.seed_B)}
         outputs = self.run_student(views)
         output_tgt = outputs["tgt"]
-        terms = self.supervise(outputs["src"], views["src"])
+        terms = self.learn_source(outputs["src"], views["src"])
         ramp = self.ramp(self.config.start_step)
         for suffix, logits, weight in (
             ("", output_tgt.main, self.config.lambda_ent),
@@ -91,11 +92,11 @@ class AdversaryConfig(MethodConfig):
     )
 
 
-class AdvEntConfig(AdversaryConfig, PriorConfig):
+class AdvEntConfig(AdversaryConfig, PriorConfig, DistanceConfig):
     """Fields of `AdvEnt` and of the methods built on it."""
 
 
-class AdvEnt(Method):
+class AdvEnt(NearStart):
     """Source cross-entropy plus discriminators on weighted self-information maps, one a head.
 
     With ``discriminator_input: softmax`` this is AdaptSegNet's output-space adaptation (Tsai et al., CVPR 2018).
@@ -126,7 +127,7 @@ class AdvEnt(Method):
         views = {"src": self.labelled_view(source), "tgt": View(target.image_BCHW, target.seed_B)}
         outputs = self.run_student(views)
         adversarial = self.oppose(outputs["src"], outputs["tgt"])
-        return Losses(self.supervise(outputs["src"], views["src"]) | adversarial.objective, adversarial.metrics)
+        return Losses(self.learn_source(outputs["src"], views["src"]) | adversarial.objective, adversarial.metrics)
 
     def oppose(self, output_src: Output, output_tgt: Output) -> Losses:
         """Fooling and discriminator terms of every level, and the class prior's."""

@@ -99,7 +99,7 @@ class Apoda(AdvEnt):
         taught, metrics = self.teaching.views(source, target) if self.teaching else ({}, {})
         outputs = self.run_student({**views, **taught})
         made = self.oppose(outputs["src"], outputs["tgt"])
-        made.objective |= self.supervise(outputs["src"], views["src"])
+        made.objective |= self.learn_source(outputs["src"], views["src"])
         made.metrics |= metrics
         ramp = self.ramp(self.config.start_step)
         made.objective["ent_tgt"] = ramp * self.config.lambda_ent * losses.entropy(outputs["tgt"].main)

@@ -4,14 +4,31 @@ Hoyer, Dai, Van Gool: DAFormer, CVPR 2022, section 3.3 (thing-class ImageNet fea
 from ImageNet knows things that the source shows poorly; without a rein it forgets them.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from distuda import losses
 from distuda.errors import UserError
-from distuda.methods.method import View
-from distuda.models.segmenter import Features, Segmenter, trunk_of
+from distuda.methods.method import Context, Method, MethodConfig, View
+from distuda.models.segmenter import Features, Output, Segmenter, trunk_of
+
+
+class DistanceConfig(MethodConfig):
+    """Fields of `NearStart`."""
+
+    lambda_distance: float = Field(
+        0.0, ge=0, description="weight of the feature distance to the starting encoder, 0 = off (DAFormer: 0.005)"
+    )
+    distance_classes: list[str] | None = Field(
+        None, description="names of the classes whose features are kept, none = the class table's things"
+    )
+    distance_min_share: float = Field(
+        0.75, gt=0, le=1, description="share of a feature cell's pixels that must be of one of these classes"
+    )
 
 
 class FeatureDistance(nn.Module):
@@ -57,3 +74,23 @@ class FeatureDistance(nn.Module):
         present = [(label_BHW == thing).float() for thing in self.things]
         share_BThw = F.adaptive_avg_pool2d(torch.stack(present, dim=1), size)
         return share_BThw.amax(dim=1) >= self.min_share
+
+
+class NearStart(Method):
+    """Base of the methods whose features of the source may be kept near those they start with."""
+
+    config: Any
+
+    def __init__(self, config: Any, student: Segmenter, context: Context) -> None:
+        super().__init__(config, student, context)
+        self.distance = None
+        if config.lambda_distance:
+            kept = context.class_ids(config.distance_classes, "method.distance_classes")
+            self.distance = FeatureDistance(student, kept, config.distance_min_share)
+
+    def learn_source(self, output: Output, view: View) -> dict[str, Tensor]:
+        """What source labels teach, and how far the features have gone."""
+        terms = self.supervise(output, view)
+        if self.distance is not None:
+            terms["distance_src"] = self.config.lambda_distance * self.distance(output.features, view)
+        return terms

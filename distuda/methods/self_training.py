@@ -21,8 +21,8 @@ from distuda.data.clips import FLOW
 from distuda.draws import fold
 from distuda.engine.ema import update_ema
 from distuda.errors import UserError
-from distuda.methods.feature_distance import FeatureDistance
-from distuda.methods.method import Context, Losses, Method, MethodConfig, View
+from distuda.methods.feature_distance import DistanceConfig, NearStart
+from distuda.methods.method import Context, Losses, View
 from distuda.models.segmenter import Output, Segmenter
 from distuda.warp import warp, warp_label
 
@@ -187,10 +187,10 @@ def _mixed(source: Batch, target: View, num_classes: int) -> View:
     )
 
 
-class SelfTraining(Method):
+class SelfTraining(NearStart):
     """A teacher labels target crops; the student learns from source crops and from mixes of both domains."""
 
-    class Config(MethodConfig, TeachingConfig):
+    class Config(DistanceConfig, TeachingConfig):
         """Fields of `SelfTraining`."""
 
         name: Literal["self_training"] = "self_training"
@@ -205,15 +205,6 @@ class SelfTraining(Method):
             """With video consistency target frames come with the one before."""
             return num_frames_of(self)
 
-        lambda_distance: float = Field(
-            0.0, ge=0, description="weight of the feature distance to the starting encoder, 0 = off (DAFormer: 0.005)"
-        )
-        distance_classes: list[str] | None = Field(
-            None, description="names of the classes whose features are kept, none = the class table's things"
-        )
-        distance_min_share: float = Field(
-            0.75, gt=0, le=1, description="share of a feature cell's pixels that must be of one of these classes"
-        )
         start_step: int = Field(0, ge=0, description="steps of source-only training before the teacher is used [steps]")
         predict_with: Literal["student", "teacher"] = Field(
             "student", description="which network is evaluated and exported"
@@ -224,21 +215,14 @@ class SelfTraining(Method):
     def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
         super().__init__(config, student, context)
         self.teaching = Teaching(config, student, context)
-        self.distance = None
-        if config.lambda_distance:
-            kept = context.class_ids(config.distance_classes, "method.distance_classes")
-            self.distance = FeatureDistance(student, kept, config.distance_min_share)
 
     def forward(self, source: Batch, target: Batch) -> Losses:
         """Teacher labels, mix, one pass of the student a view, named losses."""
         taught, metrics = self.teaching.views(source, target)
         views = {"src": self.labelled_view(source), **taught}
         outputs = self.run_student(views)
-        terms = self.supervise(outputs["src"], views["src"])
+        terms = self.learn_source(outputs["src"], views["src"])
         terms |= self.teaching.terms(self.supervise, outputs, taught, self.ramp(self.config.start_step))
-        if self.distance is not None:
-            distance = self.distance(outputs["src"].features, views["src"])
-            terms["distance_src"] = self.config.lambda_distance * distance
         return Losses(terms, metrics)
 
     def after_step(self) -> None:

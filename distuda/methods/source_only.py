@@ -3,16 +3,16 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from distuda.data.batch import Batch
-from distuda.methods.method import Losses, Method, MethodConfig
+from distuda.methods.feature_distance import DistanceConfig, NearStart
+from distuda.methods.method import Losses
 
 
-class SourceOnly(Method):
+class SourceOnly(NearStart):
     """Cross-entropy on the source; target images are not looked at unless ``use_target_labels`` is set."""
 
-    class Config(MethodConfig):
+    class Config(DistanceConfig):
         """Fields of `SourceOnly`."""
 
         name: Literal["source_only"] = "source_only"
@@ -39,7 +39,7 @@ class SourceOnly(Method):
             assert target is not None
             views["tgt"] = self.labelled_view(target)
         outputs = self.run_student(views)
-        terms: dict[str, Tensor] = {}
-        for name, view in views.items():
-            terms |= self.supervise(outputs[name], view, f"seg_{name}")
+        terms = self.learn_source(outputs["src"], views["src"])
+        if self.config.use_target_labels:
+            terms |= self.supervise(outputs["tgt"], views["tgt"], "seg_tgt")
         return Losses(terms)

@@ -74,7 +74,8 @@ class VideoAdversarial(AdvEnt):
         now_src, before_src = outputs["src"].split([len(source.seed_B)] * 2)
         now_tgt, before_tgt = outputs["tgt"].split([len(target.seed_B)] * 2)
         made = self.oppose(now_src, now_tgt)
-        made.objective |= self.supervise(now_src, views_src[0]) | self.supervise(before_src, views_src[1], "seg_before")
+        made.objective |= self.learn_source(now_src, views_src[0])
+        made.objective |= self.supervise(before_src, views_src[1], "seg_before")
         labels = torch.stack([_label(view) for view in views_src], dim=1)
         tube = losses.tube(torch.stack([now_src.main, before_src.main], dim=1), labels)
         made.objective["tube_src"] = config.lambda_tube * tube
