@@ -104,3 +104,18 @@ def test_without_weight_nothing_is_mixed() -> None:
     recipe = tiny_recipe(*SETTINGS["self_training_masked"], "method.lambda_mix=0")
     made = tiny_method(recipe)(*(geometry(tiny_batch(2, i), recipe.augment) for i in (1, 2)))
     assert "self_mix" not in made.objective and float(made.objective["self_mask"]) > 0
+
+
+@pytest.mark.parametrize("name", ["source_only", "minent", "advent", "apoda", "vat", "self_training"])
+def test_who_has_the_field_learns_by_it(name: str) -> None:
+    words = [f"method.name={name}", "method.distance_min_share=0.2", "method.distance_classes=[ground,wall]"]
+    made = []
+    for weight in (0.1, 0.2):
+        recipe = tiny_recipe(*words, f"method.lambda_distance={weight}")
+        batches = {
+            domain: geometry(tiny_batch(2, i, domain), recipe.augment)
+            for i, domain in enumerate(("source", "target"))
+            if domain in recipe.method.reads
+        }
+        made.append(tiny_method(recipe)(**batches).objective["distance_src"])
+    assert made[0] > 0 and made[1].item() == pytest.approx(2 * made[0].item(), rel=1e-5) and made[0].requires_grad

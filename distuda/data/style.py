@@ -1,8 +1,7 @@
 """Source images in the style of the target's: what differs between two cameras is taken away in the pixels, by images
 of the same step, and no statistics of a network are touched.
 
-Classes may be more frequent in one domain than in the other: batch-norm statistics follow that as well, these do much
-less (`benchmarks/accuracy_synthetic_to_real.md`).
+It did not gain where it was measured (`benchmarks/accuracy_synthetic_to_real.md`); tps has it as its authors do.
 
 Shape legend: B samples, C channels, H and W pixels.
 """
@@ -46,10 +45,8 @@ def restyled(source: Batch, target: Batch, config: StyleConfig) -> Batch:
 
     Args:
         source, target: float RGB in [0, 1], of any two sizes.
-        config: how; with ``none`` the source is given back as it is.
+        config: how; not ``none``.
     """
-    if config.style == "none":
-        return source
     frames = _frames(source)
     reference = target.image_BCHW
     if config.style == "fourier":

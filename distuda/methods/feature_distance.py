@@ -1,7 +1,8 @@
 """DAFormer's feature distance: on things of the source the student's features stay near those it started with.
 
 Hoyer, Dai, Van Gool: DAFormer, CVPR 2022, section 3.3 (thing-class ImageNet feature distance). An encoder that starts
-from ImageNet knows things that the source shows poorly; without a rein it forgets them.
+from ImageNet knows things that the source shows poorly; without a rein it forgets them. Of stuff it keeps the network
+from learning a place's layout instead of its looks (`benchmarks/accuracy_synthetic_to_real.md`).
 """
 
 from typing import Any
