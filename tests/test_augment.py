@@ -87,6 +87,22 @@ def test_what_lies_outside_is_black_and_ignored() -> None:
     assert (out.image_BCHW[:, :, ~outside[0]] > 0.99).all() and (out.label_BHW[~outside] == 3).all()
     corner = out.image_BCHW[0, :, :6, :6]
     assert not corner.any()
+    assert torch.equal(out.shown_BHW, ~outside)
+
+
+def test_what_is_shown_moves_with_the_image_and_is_known_only_where_something_is_not() -> None:
+    for crop, scale in (((64, 64), (1.0, 1.0)), (None, (0.5, 1.0)), ((48, 48), (0.7, 1.3)), ((40, 64), (1.0, 1.0))):
+        out = augment.geometry(coded_batch(), GeometryConfig(crop=crop, scale=scale))
+        assert torch.equal(out.shown_BHW, out.label_BHW != 255) and not out.shown_BHW.all()
+    padded = coded_batch()
+    padded.shown_BHW = torch.ones_like(padded.label_BHW, dtype=torch.bool)
+    padded.shown_BHW[:, :, 50:] = False
+    padded.label_BHW[:, :, 50:] = 255
+    for crop, scale in (((40, 56), (1.0, 1.0)), ((32, 32), (1.0, 1.0)), ((32, 32), (1.0, 1.5))):
+        out = augment.geometry(padded, GeometryConfig(crop=crop, scale=scale))
+        assert torch.equal(out.shown_BHW, out.label_BHW != 255) and not out.shown_BHW.all()
+    assert augment.geometry(coded_batch(), GeometryConfig(crop=(40, 56))).shown_BHW is None
+    assert augment.geometry(coded_batch(), GeometryConfig(crop=(32, 32), scale=(0.8, 1.5))).shown_BHW is None
 
 
 def test_ignored_stays_ignored() -> None:

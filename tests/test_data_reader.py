@@ -4,6 +4,7 @@ import sys
 import threading
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,22 @@ def test_small_images_are_padded_with_ignored_pixels() -> None:
     assert ids is not None and image.shape == (20, 16, 3)
     assert np.array_equal(image[:12], picture(1)) and not image[12:].any()
     assert np.array_equal(ids[:12], label(1)) and (ids[12:] == 255).all()
+
+
+def test_batches_say_where_small_images_end(tmp_path: Path) -> None:
+    whole, mixed = [label(i) // 255 for i in range(4)], list(samples(4))
+    for number, sample in enumerate(mixed):
+        side = (12, 16) if number % 2 else (20, 24)
+        sample.image = encode(resize_image(picture(number), side))
+        sample.label, sample.height, sample.width = encode(resize_label(whole[number], side)), *side
+    write_shards(mixed, str(tmp_path / "set"), TABLE)
+    data = open_dataset(str(tmp_path / "set"))
+    options: dict[str, Any] = {"batch_size": 4, "size": None, "columns": ("label",)}
+    batch = next(read_batches(data, order(data), region=(18, 14), **options))
+    assert batch.label_BHW is not None and batch.shown_BHW is not None
+    assert torch.equal(batch.shown_BHW, batch.label_BHW != 255)
+    assert sorted(batch.shown_BHW.float().mean(dim=(1, 2)).tolist()) == pytest.approx([12 / 18, 12 / 18, 1, 1])
+    assert next(read_batches(data, order(data), region=(12, 14), **options)).shown_BHW is None
 
 
 def test_labels_are_resized_without_new_ids() -> None:

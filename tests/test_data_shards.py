@@ -91,6 +91,8 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         ([good, replace(good, key="other", label=None)], "no label"),
         ([replace(good, key="../../etc/passwd")], "keys may hold"),
         ([replace(good, label=encode(np.full((12, 16), 7, np.uint8)))], "label id 7 is outside"),
+        ([replace(good, tags=[0, 7])], "tag 7 is outside"),
+        ([replace(good, tags=[-1])], "tag -1 is outside"),
     ]
     for number, (bad, message) in enumerate(cases):
         with pytest.raises(UserError, match=message):

@@ -355,6 +355,27 @@ def test_without_evaluation_data_the_targets_labels_are_not_looked_at(domains: l
     assert row["kind"] == "evaluation" and "miou" not in row and row["num_images"] == 2
 
 
+def test_a_row_is_the_mean_of_the_steps_since_the_last(domains: list[str], tmp_path: Path) -> None:
+    losses = {}
+    for every in (1, 2):
+        words = ["steps=5", f"log_every_steps={every}", "evaluation.every_steps=5", f"out={tmp_path / str(every)}"]
+        fit(settle(tiny_recipe(*domains, *words)))
+        rows = read_rows(str(tmp_path / str(every)))
+        losses[every] = {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
+    single = losses[1]
+    assert list(losses[2]) == [2, 4, 5] and len(set(single.values())) == 5
+    assert losses[2] == pytest.approx(
+        {2: (single[1] + single[2]) / 2, 4: (single[3] + single[4]) / 2, 5: single[5]}, rel=1e-5
+    )
+
+
+def test_a_start_after_the_end_is_told(domains: list[str], tmp_path: Path, capsys: Any) -> None:
+    for start in (0, 1):
+        words = ["method.name=minent", f"method.start_step={start}", "steps=1", f"out={tmp_path / str(start)}"]
+        fit(settle(tiny_recipe(*domains, *words, "evaluation.limit=1")))
+        assert ("warning: method.start_step=1 is not within steps=1" in capsys.readouterr().err) == (start == 1)
+
+
 # Checkpoints ---------------------------------------------------------------------------------------------------------
 
 

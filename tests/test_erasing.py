@@ -1,12 +1,14 @@
 """AE-PSL's losses, masks and networks against numbers worked out by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from settings import tiny_batch, tiny_method, tiny_recipe
 from torch import Tensor, nn
 
+from distuda import losses
 from distuda.data.augment import geometry
 from distuda.methods.erasing import (
     Classify,
@@ -77,7 +79,7 @@ def test_tags_found_counts_best_guesses() -> None:
 
 def test_erased_pixels_have_the_fill_and_no_other() -> None:
     image, mined = torch.rand(1, 3, 2, 2), torch.tensor([[[255, 1], [254, 255]]])
-    done = erase(image, mined, torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1))
+    done = erase(image, mined != 255, torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1))
     assert torch.equal(done[0, :, 0, 0], image[0, :, 0, 0]) and torch.equal(done[0, :, 1, 1], image[0, :, 1, 1])
     for place in ((0, 1), (1, 0)):
         torch.testing.assert_close(done[0, :, *place], torch.tensor([0.1, 0.2, 0.3]))
@@ -182,6 +184,25 @@ def test_the_auxiliary_mask_begins_late() -> None:
         seen.append(float(method(geometry(tiny_batch(2, 1), recipe.augment)).objective["auxiliary"].detach()))
         method.after_step()
     assert seen[:2] == [0, 0] and min(seen[2:]) > 0
+
+
+def test_beside_a_small_image_there_is_nothing_to_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe("method.name=psl", "augment.crop=[64,64]")
+    batch, labels = geometry(tiny_batch(2, 1), recipe.augment), []
+    assert batch.shown_BHW is not None and not batch.shown_BHW.all()
+    learn = losses.cross_entropy
+
+    def noted(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+        labels.append(label)
+        return learn(logits, label, weight)
+
+    monkeypatch.setattr(losses, "cross_entropy", noted)
+    tiny_method(recipe)(batch)
+    assert len(labels) == 2 and (labels[1] != 255).any()  # the given mask's and the auxiliary one's
+    assert all((label[~batch.shown_BHW] == 255).all() for label in labels)
+    classify: Any = tiny_method(tiny_recipe("method.name=classify", "model.weights=imagenet"))
+    left = classify.what_is_left(batch).movedim(1, -1)[~batch.shown_BHW]
+    assert (left == classify.student.normalise.mean.flatten()).all()
 
 
 def test_the_last_map_is_measured_without_moving_statistics() -> None:

@@ -282,6 +282,13 @@ def test_mixed_images_labels_and_weights_come_from_the_same_side() -> None:
     assert (weight[~kept] == 1).all() and torch.equal(weight[~pasted], q[~pasted])
 
 
+def test_beside_a_small_target_there_are_no_pseudo_labels() -> None:
+    method, step = step_of("self_training_masked", "augment.crop=[64,64]")
+    source, target = (cropped(tiny_batch(2, i), step.recipe) for i in (1, 2))
+    view = method.teaching.views(source, target)[0]["mask"]
+    assert torch.equal(view.weight_BHW > 0, target.shown_BHW) and not target.shown_BHW.all()
+
+
 def test_hidden_blocks_are_zero_once_normalised() -> None:
     words = ["method.mask_ratio=0.5", "augment.photometry.probability=0", "augment.photometry.blur=0"]
     method, step = step_of("self_training_masked", *words)

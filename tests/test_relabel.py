@@ -1,6 +1,8 @@
 """Relabel phases: what is mined, composed and predicted, columns beside the shards, and going on after an end."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +113,10 @@ def test_masks_keep_what_is_sure() -> None:
     assert composed(WITH_BACKGROUND, [1, 2], mined, guess, salient, contested="label") == [1, OF, 2, OF, 0]
     assert composed(WITH_BACKGROUND, [1, 2], mined, guess, salient, unassigned="label") == [1, OF, OF, 2, 0]
     assert composed(WITH_BACKGROUND, [1, 2], mined, guess, salient, background=False) == [1, 1, OF, OF, OF]
-    low = {"saliency_threshold": 0.005, "class_thresholds": {"dog": 0.9}}
-    assert composed(WITH_BACKGROUND, [1], mined, guess, salient, **low) == [1, 1, OF, OF, OF]
-    assert composed(WITH_BACKGROUND, [1, 2], mined, guess, salient, **low) == [OF, OF, OF, 0, 0]
+    dogs = {"saliency_threshold": 0.005, "class_thresholds": {"dog": 0.9}}
+    assert composed(WITH_BACKGROUND, [1], mined, guess, salient, **dogs) == [1, 1, OF, OF, OF]
+    assert composed(WITH_BACKGROUND, [2], mined, guess, salient, **dogs) == [OF, OF, OF, 0, 0]
+    assert composed(WITH_BACKGROUND, [1, 2], mined, guess, salient, **dogs) == [1, 1, OF, OF, OF]  # the cat's is less
 
 
 def test_stuff_takes_the_part_of_a_background_that_the_table_lacks() -> None:
@@ -125,8 +128,8 @@ def test_stuff_takes_the_part_of_a_background_that_the_table_lacks() -> None:
 
 
 def test_an_unknown_class_of_a_threshold_is_named() -> None:
-    with pytest.raises(UserError, match=r"no class 'dgo', did you mean 'dog'"):
-        Compose(Compose.Config(class_thresholds={"dgo": 0.1}), Task(WITH_BACKGROUND))
+    with pytest.raises(UserError, match=r"relabel.class_thresholds: .*no class 'dgo', did you mean 'dog'"):
+        Compose.require(Compose.Config(class_thresholds={"dgo": 0.1}), WITH_BACKGROUND)
 
 
 def test_predictions_keep_to_the_tags() -> None:
@@ -260,6 +263,44 @@ def test_a_damaged_image_is_passed_over_where_it_may_be(folder: Path, tmp_path: 
     assert open_dataset(str(tmp_path / "odd"), [out, job.relabel(masks)]).rare_class_weights(0.1, 1)[0][1] == 0
 
 
+def test_saliency_of_ones_own_has_to_fit_the_samples(folder: Path, tmp_path: Path) -> None:
+    uri = str(folder / "tagged")
+    first = job.relabel(erasing(folder, tmp_path / "erase"))
+    data, own = open_dataset(uri), tmp_path / "own"
+
+    def masks(size: tuple[int, int], turn: int) -> RelabelRecipe:
+        shutil.rmtree(own, ignore_errors=True)
+        for number in range(len(data.groups)):
+            keys = data.read_group(number, ["key"])["key"].to_pylist()
+            rows = [{"key": key, "saliency": encode_map(np.full(size, 9, np.uint8))} for key in keys[::turn]]
+            write_group(str(own), number, rows, ["saliency"])
+        facts = {"format": 1, "base": data.manifest.content_hash, "names": ["saliency"], "class_pixels": []}
+        (own / COLUMNS).write_text(json.dumps({**facts, "num_labelled": 0}))
+        out = tmp_path / f"masks-{size[0]}-{turn}"
+        return erasing(folder, out, relabel={"name": "compose"}, source={"columns": [first, str(own)]})
+
+    job.relabel(masks((40, 56), 1))
+    with pytest.raises(SampleError, match=r"1-\d.*its saliency is 56x20 and the image 56x40"):
+        job.relabel(masks((20, 56), 1))
+    with pytest.raises(UserError, match=r"not in the order of .*row 0 of a row group is '1-\d', the sample there"):
+        job.relabel(masks((40, 56), -1))
+
+
+def test_tags_count_also_where_only_some_images_have_them(folder: Path, tmp_path: Path) -> None:
+    samples = tagged(4, 1, tags=[1])
+    samples[3].tags = None
+    write_shards(samples, str(tmp_path / "some"), TABLE)
+    words = ["source.uri=" + str(folder / "true"), "evaluation.uri=none", "target.uri=none", f"out={tmp_path / 'net'}"]
+    fit(settle(tiny_recipe("method.name=source_only", "method.calibrate_images=0", "steps=1", *words)))
+    source = {"uri": str(tmp_path / "some")}
+    recipe = erasing(
+        folder, tmp_path / "own", relabel={"name": "predict"}, init_from=str(tmp_path / "net"), source=source
+    )
+    job.relabel(recipe)
+    labels = [cv2.imdecode(np.frombuffer(row["label"], np.uint8), -1) for row in columns_of(tmp_path / "own", 0)]
+    assert all((label == 1).all() for label in labels[:3]) and (labels[3] != 1).any()
+
+
 def test_columns_of_other_tags_are_refused(tmp_path: Path) -> None:
     hashes = []
     for tags in ([1, 2], [2, 1], [1, 3], None):
@@ -283,6 +324,9 @@ def test_the_cause_of_an_actor_s_failure_is_told(folder: Path, tmp_path: Path, l
     recipe = erasing(folder, tmp_path / "erase", source={"uri": str(tmp_path / "odd")}, workers=1)
     with pytest.raises(UserError, match="1-1"):
         job.relabel(recipe)
+    with pytest.raises(UserError, match=r"knows other classes"):  # what an actor finds before it has looked at a sample
+        write_shards(tagged(3, 1), str(tmp_path / "renamed"), replace(TABLE, classes=("a", *TABLE.classes[1:])))
+        job.relabel(erasing(folder, tmp_path / "other", source={"uri": str(tmp_path / "renamed")}, workers=1))
     with pytest.raises(UserError, match=r"workers=1 need a GPU each and this machine has 0"):
         job.relabel(erasing(folder, tmp_path / "gpu", workers=1, device="cuda"))
 

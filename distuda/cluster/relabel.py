@@ -4,7 +4,8 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from distuda.data.dataset import Dataset
 from distuda.errors import UserError
 from distuda.recipe import RelabelRecipe
 
+if TYPE_CHECKING:
+    from distuda.relabel.job import Worker
+
 
 class Actor:
     """One of the pool.
@@ -26,10 +30,15 @@ class Actor:
     """
 
     def __init__(self, options: dict[str, Any], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.options = options
+
+    @cached_property
+    def worker(self) -> "Worker":
+        """Holds the network; made by the first call, where a mistake can be told."""
         from distuda.relabel.job import Worker
 
-        torch.set_num_threads(threads)
-        self.worker = Worker(**options)
+        return Worker(**self.options)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Numbers of row groups to the samples each has.

@@ -95,18 +95,28 @@ def geometry(batch: Batch, config: GeometryConfig, focus: RareClassFocus | None 
     """uint8 windows -> float32 RGB crops in [0, 1] with all that lies over them; same place in all, frames before too.
 
     One bilinear resampling does zoom, position and flip together; labels and flow take the nearest pixel, and what lies
-    outside the window is black and ignored. With a ``focus`` crops are drawn until they show a rare class.
+    outside the window is black, ignored and not ``shown_BHW``. With a ``focus`` crops are drawn until they show a rare
+    class.
     """
     window = (batch.image_BCHW.shape[-2], batch.image_BCHW.shape[-1])
     crop_size = config.crop or window
     if config.scale == (1.0, 1.0) and window == crop_size:
         flipped_B = uniform(batch.seed_B, "flip") < config.flip
         return _every_frame(batch, lambda frame: _flip_only(frame, flipped_B))
+    if any(crop_size[i] / config.scale[0] > window[i] for i in (0, 1)):
+        batch = _every_frame_shown(batch)
     if focus is not None and batch.label_BHW is not None:
         grid = _focused_grid(batch.seed_B, batch.label_BHW, crop_size, config, focus)
     else:
         grid = _crop_grid(batch.seed_B, window, crop_size, config)
     return _every_frame(batch, lambda frame: _cropped(frame, grid))
+
+
+def _every_frame_shown(batch: Batch) -> Batch:
+    """The batch with a map of what is shown, which a crop larger than the window will go beyond."""
+    before = None if batch.before is None else _every_frame_shown(batch.before)
+    shown = torch.ones_like(batch.image_BCHW[:, 0], dtype=torch.bool) if batch.shown_BHW is None else batch.shown_BHW
+    return replace(batch, shown_BHW=shown, before=before)
 
 
 def _every_frame(batch: Batch, change: Callable[[Batch], Batch]) -> Batch:
@@ -118,11 +128,9 @@ def _every_frame(batch: Batch, change: Callable[[Batch], Batch]) -> Batch:
 
 
 def _cropped(batch: Batch, grid: Tensor) -> Batch:
-    flow, valid = batch.flow_B2HW, batch.valid_BHW
-    if flow is not None and valid is not None:
-        where = F.grid_sample(valid[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0] > 0
+    flow = batch.flow_B2HW
+    if flow is not None:
         flow = F.grid_sample(flow, grid, mode="nearest", align_corners=False) * _zoom(grid, flow.shape)
-        valid = where
     return replace(
         batch,
         image_BCHW=_sample_pixels(batch.image_BCHW, grid),
@@ -130,7 +138,8 @@ def _cropped(batch: Batch, grid: Tensor) -> Batch:
         pair_BCHW=None if batch.pair_BCHW is None else _sample_pixels(batch.pair_BCHW, grid),
         mined_BHW=_sample_labels(batch.mined_BHW, grid),
         flow_B2HW=flow,
-        valid_BHW=valid,
+        valid_BHW=_sample_mask(batch.valid_BHW, grid),
+        shown_BHW=_sample_mask(batch.shown_BHW, grid),
     )
 
 
@@ -144,7 +153,7 @@ def _flip_only(batch: Batch, flipped_B: Tensor) -> Batch:
     def turned(picture: Tensor | None) -> Tensor | None:
         return None if picture is None else torch.where(_like(flipped_B, picture), picture.flip(-1), picture)
 
-    names = ("image_BCHW", "label_BHW", "pair_BCHW", "mined_BHW", "flow_B2HW", "valid_BHW")
+    names = ("image_BCHW", "label_BHW", "pair_BCHW", "mined_BHW", "flow_B2HW", "valid_BHW", "shown_BHW")
     changed: dict[str, Any] = {name: turned(getattr(batch, name)) for name in names}
     if batch.flow_B2HW is not None:
         sign_B = 1 - 2 * flipped_B.float()
@@ -212,6 +221,12 @@ def _pixels_per_class(label_BHW: Tensor, num_classes: int) -> Tensor:
 
 def _sample_pixels(image_BCHW: Tensor, grid: Tensor) -> Tensor:
     return F.grid_sample(image_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _sample_mask(mask_BHW: Tensor | None, grid: Tensor) -> Tensor | None:
+    if mask_BHW is None:
+        return None
+    return F.grid_sample(mask_BHW[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0] > 0
 
 
 def _sample_labels(label_BHW: Tensor | None, grid: Tensor) -> Tensor | None:

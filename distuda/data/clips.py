@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from distuda.data.decode import Pictures, Size, decode_row, image_size, window
+from distuda.data.decode import Pictures, Size, decode_row, image_size, shown_part, window
 from distuda.data.flow import Flow, Valid, compute_flow, decode_flow
 from distuda.data.labels import IGNORE
 
@@ -145,7 +145,10 @@ def flow_between(row: Mapping[str, Any], image: NDArray[np.uint8], before: NDArr
 
 
 def _cut(frame: Pictures, region: Size, seed: int) -> Pictures:
-    return {
+    cut: Pictures = {
         name: values if name == "tags" else window(values, region, seed, _FILL.get(name, 0))
         for name, values in frame.items()
     }
+    if (shown := shown_part(frame["image"].shape[:2], region)) is not None:
+        cut["shown"] = shown
+    return cut

@@ -200,10 +200,12 @@ class Dataset:
             return read_row_group(self.uri, self.groups[number], columns)
         names = list(SCHEMA.names if columns is None else columns)
         beside = {name: found for name in names if (found := self._beside(name)) is not None}
-        table = read_row_group(self.uri, self.groups[number], [name for name in names if name not in beside])
+        own = [name for name in names if name not in beside]
+        table = read_row_group(self.uri, self.groups[number], list(dict.fromkeys(["key", *own])))
         for found in set(beside.values()):
             chosen = [name for name in names if beside.get(name) == found]
-            written = found.read_group(number, chosen)
+            written = found.read_group(number, ["key", *chosen])
+            _require_same_rows(self.uri, table["key"], found.uri, written["key"])
             for name in chosen:
                 table = table.append_column(name, written[name])
         return table.select(names)
@@ -366,3 +368,16 @@ def _renderer_version() -> str:
     package = files("distuda.data.streets")
     sources = sorted((entry for entry in package.iterdir() if entry.name.endswith(".py")), key=lambda entry: entry.name)
     return hashlib.sha256(b"".join(entry.read_bytes() for entry in sources)).hexdigest()
+
+
+def _require_same_rows(uri: str, keys: pa.ChunkedArray, beside: str, theirs: pa.ChunkedArray) -> None:
+    """Refuse columns in another order than the samples: they may have been written by hand."""
+    if keys.equals(theirs):
+        return
+    here, there = keys.to_pylist(), theirs.to_pylist()
+    row = next((i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), min(len(here), len(there)))
+    names = [repr(rows[row]) if row < len(rows) else "no more" for rows in (here, there)]
+    raise UserError(
+        f"the columns at {beside!r} are not in the order of {uri!r}: row {row} of a row group is {names[1]}, the "
+        f"sample there {names[0]}. Write each row group's samples in their order, all of them."
+    )

@@ -147,6 +147,15 @@ def window(array: NDArray[Value], region: Size, seed: int, fill: int) -> NDArray
     return array[top : top + region[0], left : left + region[1]]
 
 
+def shown_part(size: tuple[int, ...], region: Size) -> NDArray[np.bool_] | None:
+    """Where a window of ``region`` cut from an image of that size holds it and not padding; None = everywhere."""
+    if size[0] >= region[0] and size[1] >= region[1]:
+        return None
+    shown = np.zeros(region, np.bool_)
+    shown[: size[0], : size[1]] = True
+    return shown
+
+
 def decode_row(
     row: Mapping[str, Any], columns: Sequence[str], *, size: Size | None, region: Size | None, seed: int
 ) -> Pictures:
@@ -169,6 +178,8 @@ def decode_row(
         if row["tags"] is None:
             raise SampleError(key, "it has no tags (image-level labels). Add them and prepare the data set again.")
         found["tags"] = np.asarray(row["tags"], np.int64)
+    if region is not None and (shown := shown_part(size or native.shape[:2], region)) is not None:
+        found["shown"] = shown
     return found
 
 

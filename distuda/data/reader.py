@@ -152,7 +152,7 @@ def collate(pictures: Sequence[Pictures], seeds: list[int], keys: list[str], num
         sizes = ", ".join(sorted(f"{w}x{h}" for h, w, _ in shapes))
         raise UserError(f"images of one batch differ in size ({sizes}). Set a size or a region for the domain.")
     stacked = {name: torch.from_numpy(np.stack([found[name] for found in pictures]))
-               for name in pictures[0] if name not in ("tags", "before")}  # fmt: skip
+               for name in pictures[0] if name not in ("tags", "before", "shown")}  # fmt: skip
     batch = Batch(stacked["image"].permute(0, 3, 1, 2), None, torch.tensor(seeds, dtype=torch.int64), keys)
     if "label" in stacked:
         batch.label_BHW = stacked["label"].long()
@@ -162,6 +162,9 @@ def collate(pictures: Sequence[Pictures], seeds: list[int], keys: list[str], num
         batch.pair_BCHW = stacked["pair"].permute(0, 3, 1, 2)
     if "flow" in stacked:
         batch.flow_B2HW, batch.valid_BHW = stacked["flow"].permute(0, 3, 1, 2), stacked["valid"]
+    if any("shown" in found for found in pictures):
+        shown = [found.get("shown", np.ones(images[0].shape[:2], np.bool_)) for found in pictures]
+        batch.shown_BHW = torch.from_numpy(np.stack(shown))
     if "before" in pictures[0]:
         batch.before = collate([found["before"] for found in pictures], seeds, keys, num_classes)
     if "tags" in pictures[0]:

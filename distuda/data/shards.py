@@ -213,7 +213,7 @@ def _record(part: Part, rows: list[Sample], name: str, num_classes: int) -> None
             "width": row.width,
             "class_pixels": pixels[i],
             "digest": _digest(row),
-            "tags": row.tags,
+            "tags": _checked_tags(row, num_classes),
             "clip": row.clip,
             "frame": row.frame,
             "has_instances": row.instance is not None,
@@ -230,6 +230,13 @@ def _checked_key(key: str) -> str:
     if not _KEY.fullmatch(key) or ".." in key.split("/"):
         raise SampleError(key, "keys may hold letters, digits and . _ - / only. Rename the file.")
     return key
+
+
+def _checked_tags(row: Sample, num_classes: int) -> list[int] | None:
+    outside = [tag for tag in row.tags or [] if not 0 <= tag < num_classes]
+    if outside:
+        raise SampleError(row.key, f"tag {outside[0]} is outside the class table ({num_classes} classes).")
+    return row.tags
 
 
 def count_pixels(label: bytes, key: str, num_classes: int) -> list[int]:

@@ -3,10 +3,12 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from distuda import storage
 from distuda.engine.run import read_rows
@@ -37,6 +39,28 @@ class MetricsLog:
         """Write everything now."""
         storage.write_bytes(self.path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         self._flushed_s = time.monotonic()
+
+
+class Means:
+    """Means of what the steps since the last row gave, summed on the device, so that nothing waits for it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+
+    def add(self, scalars: Mapping[str, Tensor]) -> None:
+        """One step's scalars; every step has the same names."""
+        values = torch.stack([value.detach().float() for value in scalars.values()])
+        self._names, self.count = list(scalars), self.count + 1
+        self._sums = values if self._sums is None else self._sums + values
+
+    def take(self) -> dict[str, float]:
+        """The means on the host, and a new start."""
+        sums = [] if self._sums is None else self._sums.tolist()
+        means = {name: value / self.count for name, value in zip(self._names, sums, strict=True)}
+        self._sums, self.count, self._names = None, 0, []
+        return means
 
 
 class TensorBoard:
@@ -112,6 +136,11 @@ class Console:
     def close(self) -> None:
         """Leave the last state of the bar on the screen."""
         self.bar.stop()
+
+
+def warn(sentence: str) -> None:
+    """Something the user may not have meant, in one line."""
+    _plain(f"warning: {sentence}")
 
 
 def _plain(line: str) -> None:

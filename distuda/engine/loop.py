@@ -25,7 +25,7 @@ from distuda.data.tolerance import STRICT, Tolerance
 from distuda.engine.calibrate import calibrate, calibration_images
 from distuda.engine.checkpoint import Checkpoints, restore
 from distuda.engine.evaluate import evaluate
-from distuda.engine.log import Console, MetricsLog, TensorBoard, memory_gib
+from distuda.engine.log import Console, Means, MetricsLog, TensorBoard, memory_gib, warn
 from distuda.engine.run import build_method, environment
 from distuda.engine.source_scores import SourceScores, open_source_scores
 from distuda.engine.step import Step, sync_buffers
@@ -238,6 +238,7 @@ class Session:
         self.row: dict[str, Any] = {}
         self.calibration: list[Tensor] | None = None
         self.scalars: dict[str, Tensor] = {}
+        self.means = Means()
         self._closing = ExitStack()
         self._wait_s, self._clock_s, self._clock_step = 0.0, time.monotonic(), 0
 
@@ -264,6 +265,11 @@ class Session:
             self._describe_run()
             self.log_file = MetricsLog(self.out, self.first_step)
             self.tensorboard = TensorBoard(self.out) if self.recipe.tensorboard else None
+            if (start := getattr(self.recipe.method, "start_step", 0)) >= self.recipe.steps:
+                warn(
+                    f"method.start_step={start} is not within steps={self.recipe.steps}: what begins there will not. "
+                    "Lower it, or train longer."
+                )
             title = f"{self.recipe.method.name}"
             self.console = Console(title, self.recipe.steps, self.first_step)
             self._closing.callback(self.log_file.flush)
@@ -316,6 +322,7 @@ class Session:
         batches = {name: next(stream) for name, stream in streams.items()}
         self._wait_s += time.monotonic() - asked_s
         self.scalars = self.step(**batches)
+        self.means.add(self.scalars)
         self.step_number += 1
         self.scores = {}  # those of other weights; a checkpoint is judged by its own
         if self.worker.leads:
@@ -326,8 +333,8 @@ class Session:
         return self.step_number % every_steps == 0 or self.step_number == self.recipe.steps
 
     def log(self) -> None:
-        """Write a training row. This is where the host waits for the device."""
-        values = self._finite_scalars()
+        """Write a training row, means since the one before. This is where the host waits for the device."""
+        values = self._finite(self.means.take())
         now_s, steps = time.monotonic(), max(1, self.step_number - self._clock_step)
         images = len(self.recipe.reads) * self.recipe.batch_size * self.worker.world * steps
         row = {"kind": "train", "step": self.step_number, **values, "lr": self.step.optimizers[0].param_groups[0]["lr"]}
@@ -340,9 +347,8 @@ class Session:
             self._add(row)
             self.console.train(row)
 
-    def _finite_scalars(self) -> dict[str, float]:
-        """Losses and metrics of the last step on the host; refuses to go on with a run that diverged."""
-        values = {name: float(value) for name, value in self.scalars.items()}
+    def _finite(self, values: Mapping[str, float]) -> Mapping[str, float]:
+        """Losses and metrics; refuses to go on with a run that diverged."""
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise RuntimeError(
@@ -407,7 +413,8 @@ class Session:
 
     def save(self) -> None:
         """Snapshot for a checkpoint; rank 0 writes it in the background."""
-        self._finite_scalars()  # every resume would start from a diverged checkpoint
+        # every resume would start from a diverged checkpoint
+        self._finite({name: float(value) for name, value in self.scalars.items()})
         self._require_finite_weights()
         if self.scored_step != self.step_number:
             self.settle_statistics()

@@ -86,12 +86,18 @@ class Classify(Method):
         return Losses({"tags": loss}, {"tags_found": tags_found(logits_BC, tags_BC)})
 
     def what_is_left(self, source: Batch) -> Tensor:
-        """The jittered images with mined pixels filled: before, so that nothing of them spreads, and again after."""
-        if source.mined_BHW is None:
+        """The jittered images with mined pixels filled: before, so that nothing of them spreads, and again after.
+
+        What a crop shows beside a small image is filled alike.
+        """
+        gone_BHW = None if source.mined_BHW is None else source.mined_BHW != IGNORE
+        if source.shown_BHW is not None:
+            gone_BHW = ~source.shown_BHW if gone_BHW is None else gone_BHW | ~source.shown_BHW
+        if gone_BHW is None:
             return self.labelled_view(source).image_BCHW
         fill = self.student.normalise.mean
-        left = replace(source, image_BCHW=erase(source.image_BCHW, source.mined_BHW, fill))
-        return erase(self.labelled_view(left).image_BCHW, source.mined_BHW, fill)
+        left = replace(source, image_BCHW=erase(source.image_BCHW, gone_BHW, fill))
+        return erase(self.labelled_view(left).image_BCHW, gone_BHW, fill)
 
     def parameter_groups(self) -> list[Group]:
         """Encoder and the linear layer."""
@@ -168,6 +174,8 @@ class Prohibitive(Method):
             if self.background is None:  # nothing stands for what no tag names: pixels that look like it are left out
                 seen_BHW = only(output.main.detach().argmax(dim=1), allowed_BC)
                 mask_BHW = torch.where(seen_BHW == IGNORE, IGNORE, mask_BHW)
+            if source.shown_BHW is not None:  # beside a small image there is nothing to be right about
+                mask_BHW = torch.where(source.shown_BHW, mask_BHW, IGNORE)
             weight = self.ramp(self.config.start_step) * self.config.lambda_auxiliary
             terms["auxiliary"] = weight * losses.cross_entropy(output.main, mask_BHW)
         return Losses(terms, {"tags_found": tags_found(logits_BC, tags_BC)})
@@ -182,9 +190,9 @@ class Prohibitive(Method):
         return Prohibiting(self.student, self.head, self.config.threshold, self.config.guided_radius)
 
 
-def erase(image_BCHW: Tensor, mined_BHW: Tensor, fill: Tensor) -> Tensor:
-    """Images in which every mined pixel (``mined_BHW`` != 255) has the colour ``fill`` (1, 3, 1, 1), RGB in [0, 1]."""
-    return torch.where((mined_BHW != IGNORE)[:, None], fill.to(image_BCHW.dtype), image_BCHW)
+def erase(image_BCHW: Tensor, gone_BHW: Tensor, fill: Tensor) -> Tensor:
+    """Images in which every pixel that is ``gone_BHW`` (bool) has the colour ``fill`` (1, 3, 1, 1), RGB in [0, 1]."""
+    return torch.where(gone_BHW[:, None], fill.to(image_BCHW.dtype), image_BCHW)
 
 
 def tags_of(batch: Batch, possible_C: Tensor) -> Tensor:

@@ -99,6 +99,8 @@ class Teaching(nn.Module):
     def views(self, source: Batch, target: Batch) -> tuple[dict[str, View], dict[str, Tensor]]:
         """What the student learns from beside the source (``mix``, ``mask``), and metrics."""
         label_tgt, weight, max_prob = self.pseudo_label(target.image_BCHW)
+        if target.shown_BHW is not None:  # beside a small image a teacher sees nothing to label
+            weight = weight * target.shown_BHW
         views: dict[str, View] = {}
         metrics = {"pseudo_weight": weight.mean(), "pseudo_max_prob": max_prob.mean()}
         if self.config.looks_back:

@@ -23,8 +23,14 @@ def guided_filter(guide_BCHW: Tensor, map_BCHW: Tensor, radius: int, eps: float)
         eps: variance of the guide, in [0, 1]², below which a window counts as flat and is averaged; > 0.
 
     Returns:
-        Shape and dtype of the map; computed in float32.
+        Shape and dtype of the map; computed in float32 also inside autocast: variances are differences of means that
+        bfloat16 cannot tell apart.
     """
+    with torch.autocast(guide_BCHW.device.type, enabled=False):
+        return _filtered(guide_BCHW, map_BCHW, radius, eps)
+
+
+def _filtered(guide_BCHW: Tensor, map_BCHW: Tensor, radius: int, eps: float) -> Tensor:
     guide, maps = guide_BCHW.float() - 0.5, map_BCHW.float()  # centred, so that variances lose fewer digits
     rows, columns = (_box(guide, dim, radius) for dim in (2, 3))
 

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat
 
 from distuda.data.columns import CONTESTED
+from distuda.data.decode import SampleError
 from distuda.data.labels import IGNORE, ClassTable
 from distuda.data.saliency import saliency
 from distuda.errors import UserError
@@ -34,7 +35,9 @@ class Compose(Relabeller):
             0.06, ge=0, le=1, description="saliency of the picture's range [0, 1] below which a pixel is background"
         )
         class_thresholds: dict[str, NonNegativeFloat] = Field(
-            {}, description="another threshold for images with these tags; the smallest of an image counts"
+            {},
+            description="thresholds of these tags in the place of saliency_threshold; the smallest of an image's tags "
+            "counts",
         )
         contested: Literal["ignore", "label"] = Field(
             "ignore", description="pixels that several classes claim: ignored, or the round's label"
@@ -50,11 +53,12 @@ class Compose(Relabeller):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
-        self.thresholds = {task.table.index(name): threshold for name, threshold in config.class_thresholds.items()}
+        self.thresholds = dict(zip(_classes(config, task.table), config.class_thresholds.values(), strict=True))
 
     @classmethod
     def require(cls, config: Config, table: ClassTable) -> None:
-        """A background, or stuff that takes its part."""
+        """A background, or stuff that takes its part, and thresholds of classes that there are."""
+        _classes(config, table)
         if config.background and table.background is None and len(table.things) in (0, table.num_classes):
             raise UserError(
                 f"class table {table.name!r} has no background and does not say which classes are things and which "
@@ -67,6 +71,9 @@ class Compose(Relabeller):
         guess, mined, tags = map_of(row, "label"), map_of(row, "mined"), self.tags(row)
         given = row.get("saliency")
         stands_out = np.asarray(saliency(image_of(row)) * 255, np.uint8) if given is None else map_of(row, "saliency")
+        if stands_out.shape != mined.shape:
+            sizes = " and the image ".join(f"{width}x{height}" for height, width in (stands_out.shape, mined.shape))
+            raise SampleError(str(row["key"]), f"its saliency is {sizes}. Write it at the image's size.")
         plain = stands_out < 255 * self.threshold(tags)
         label = np.where(mined < CONTESTED, mined, IGNORE)
         if self.config.background:
@@ -84,8 +91,8 @@ class Compose(Relabeller):
 
     def threshold(self, tags: list[int]) -> float:
         """The saliency below which a pixel of an image with these tags is background."""
-        own = [self.thresholds[tag] for tag in tags if tag in self.thresholds]
-        return float(min(own)) if own else float(self.config.saliency_threshold)
+        usual = self.config.saliency_threshold
+        return float(min((self.thresholds.get(tag, usual) for tag in tags), default=usual))
 
     def objects(self) -> list[int]:
         """Classes that have to stand out: things, or where the table names none, all but the background."""
@@ -101,3 +108,11 @@ class Compose(Relabeller):
         if len(stuff) == 1:
             return np.full(guess_HW.shape, stuff[0], np.uint8)
         return np.where(np.isin(guess_HW, stuff), guess_HW, IGNORE).astype(np.uint8)
+
+
+def _classes(config: Compose.Config, table: ClassTable) -> list[int]:
+    """Train ids of the classes that have a threshold of their own."""
+    try:
+        return [table.index(name) for name in config.class_thresholds]
+    except UserError as error:
+        raise UserError(f"relabel.class_thresholds: {error}") from None

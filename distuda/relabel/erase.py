@@ -24,7 +24,8 @@ class Erase(Relabeller):
     """Class activation maps of each tag, their top region, and what they make of every pixel.
 
     Writes ``mined`` (all rounds together), ``heat`` (how strongly a classifier, of this round or an earlier one, saw
-    any tag) and ``label``: the class that was mined, elsewhere the tag that was seen most strongly, or the background.
+    any tag), ``heat_now`` (this round's alone) and ``label``: the class that was mined, elsewhere the tag that was seen
+    most strongly, or the background.
     """
 
     class Config(RelabelConfig):
@@ -47,7 +48,7 @@ class Erase(Relabeller):
             0.2, ge=0, le=1, description="share of a tag's largest heat below which a pixel is labelled background"
         )
 
-    writes = ("label", "mined", "heat")
+    writes = ("label", "mined", "heat", "heat_now")
     reads = ("tags",)
     reads_if_there = ("mined", "heat", "label")
 
@@ -67,14 +68,14 @@ class Erase(Relabeller):
             claim(mined, top_region(heat_HW, self.config.region, self.config.share), tag)
         strength = heat_NHW / np.maximum(heat_NHW.max(axis=(1, 2), keepdims=True), 1e-6)
         label = decide(strength, tags, self.config.background_heat, self.task.table.background)
-        strongest = np.asarray(strength.max(axis=0, initial=0) * 255, np.uint8)
+        strongest = now = np.asarray(strength.max(axis=0, initial=0) * 255, np.uint8)
         if row.get("heat") is not None:  # of an earlier round, and so is the label; without, it is the data set's own
             before = map_of(row, "heat")
             label = np.where(before >= strongest, map_of(row, "label"), label)
             strongest = np.maximum(before, strongest)
         known = mined < CONTESTED
         label[known] = mined[known]
-        return {"label": label, "mined": mined, "heat": strongest}
+        return {"label": label, "mined": mined, "heat": strongest, "heat_now": now}
 
     @torch.no_grad()
     def heat(self, image_HWC: Map, mined_HW: Map) -> NDArray[np.float32]:

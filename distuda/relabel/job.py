@@ -22,6 +22,7 @@ from distuda.data.clips import Ids, in_clip_order, neighbours
 from distuda.data.columns import COLUMNS, finish, groups_done, open_columns, write_group
 from distuda.data.dataset import Dataset, open_dataset, rows_of
 from distuda.data.labels import IGNORE
+from distuda.data.sample import SCHEMA
 from distuda.data.shards import count_pixels
 from distuda.data.tolerance import Tolerance
 from distuda.engine.loop import choose_device
@@ -45,7 +46,9 @@ def relabel(recipe: RelabelRecipe) -> str:
     assert recipe.out is not None
     require_fresh(recipe)
     storage.write_bytes(storage.join(recipe.out, RELABEL), OmegaConf.to_yaml(_described(recipe)).encode())
-    columns = [*kind.reads, *(column for column in kind.reads_if_there if dataset.holds(column))]
+    # what only some samples have is looked at where it is
+    there = [column for column in kind.reads_if_there if column in SCHEMA.names or dataset.holds(column)]
+    columns = [*kind.reads, *there]
     left = sorted(set(range(len(dataset.groups))) - groups_done(recipe.out))
     done = len(dataset) - sum(dataset.rows_per_group[number] for number in left)
     title = f"{recipe.relabel.name}: looking at {len(dataset)} images"

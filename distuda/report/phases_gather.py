@@ -21,7 +21,6 @@ from distuda.engine.run import final_loss, open_run, read_rows
 from distuda.errors import UserError, nearest
 from distuda.plan import PHASES, load_phases
 from distuda.recipe import Domain, Recipe, RelabelRecipe, parse_relabel
-from distuda.relabel import RELABELS
 from distuda.relabel.job import RELABEL, read_relabel
 from distuda.relabel.predict import Predict
 from distuda.relabel.relabeller import Task
@@ -267,7 +266,8 @@ def shown(stage: Stage, data: Dataset) -> bool:
 def _add_columns(stage: Stage, data: Dataset, ids: NDArray[np.int64], seen: Sequence[Seen]) -> None:
     """What a relabel phase wrote about these images; for erasing also what was mined before."""
     given = [uri for uri in stage.domain.columns if storage.exists(storage.join(uri, COLUMNS))]
-    names = [name for name in RELABELS[stage.kind].writes if name != FLOW]  # vectors are no map to look at
+    written = open_columns(stage.uri, data.manifest.content_hash).names
+    names = [name for name in written if name != FLOW]  # vectors are no map to look at
     if not names:
         return
     after, before = open_dataset(data.uri, [*given, stage.uri]), open_dataset(data.uri, given)

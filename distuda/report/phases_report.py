@@ -272,9 +272,10 @@ def _pictures(stage: Stage, one: Seen, table: ClassTable) -> Iterator[Picture]:
         claimed = np.where(maps["mined"] == CONTESTED, IGNORE, maps["mined"]).astype(np.uint8)
         alt = f"{name}: mined so far in {one.key}: {describe(claimed, table)}"
         yield Picture(name, f"{gone:.0%} found, {new:.0%} new", alt, source)
-    if "heat" in maps:
-        alt = f"{name}: heat in {one.key}, mean {maps['heat'].mean() / 255:.2f} of 1"
-        yield Picture("heat", f"mean {maps['heat'].mean() / 255:.2f}", alt, jpeg(draw.heat(one.image, maps["heat"])))
+    if "heat_now" in maps:
+        mean = f"mean {maps['heat_now'].mean() / 255:.2f}"
+        alt = f"{name}: heat in {one.key}, {mean} of 1"
+        yield Picture("heat", mean, alt, jpeg(draw.heat(one.image, maps["heat_now"])))
     if "label" in maps and "mined" not in maps:
         alt = f"{name}: classes in {one.key}: {describe(maps['label'], table)}"
         yield Picture(name, _mask_words(maps["label"], one.truth, table), alt, png(draw.mask(maps["label"], table)))
