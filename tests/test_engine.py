@@ -369,11 +369,22 @@ def test_a_row_is_the_mean_of_the_steps_since_the_last(domains: list[str], tmp_p
     )
 
 
-def test_a_start_after_the_end_is_told(domains: list[str], tmp_path: Path, capsys: Any) -> None:
-    for start in (0, 1):
-        words = ["method.name=minent", f"method.start_step={start}", "steps=1", f"out={tmp_path / str(start)}"]
-        fit(settle(tiny_recipe(*domains, *words, "evaluation.limit=1")))
-        assert ("warning: method.start_step=1 is not within steps=1" in capsys.readouterr().err) == (start == 1)
+@pytest.mark.parametrize(
+    ("words", "warning"),
+    [
+        (["method.start_step=0"], ""),
+        (["method.start_step=1"], "warning: method.start_step=1 is not within steps=1"),
+        (["method.lambda_distance=0.1"], "warning: method.lambda_distance=0.1 keeps features near those of random"),
+        (["method.lambda_distance=0.1", "model.weights=imagenet"], ""),
+    ],
+)
+def test_what_is_hardly_meant_is_told(
+    words: list[str], warning: str, domains: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    words = ["method.name=minent", *words, "steps=1", "evaluation.limit=1", f"out={tmp_path / 'run'}"]
+    fit(settle(tiny_recipe(*domains, *words)))
+    said = capsys.readouterr().err
+    assert warning in said if warning else "warning" not in said
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------------------

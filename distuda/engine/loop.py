@@ -209,6 +209,21 @@ def fit(
     return recipe.out
 
 
+def _doubts(recipe: Recipe) -> Iterator[str]:
+    """What is allowed and hardly meant."""
+    if (start := getattr(recipe.method, "start_step", 0)) >= recipe.steps:
+        yield (
+            f"method.start_step={start} is not within steps={recipe.steps}: what begins there will not. Lower it, or "
+            "train longer."
+        )
+    random = recipe.model.weights == "none" and not recipe.init_from
+    if (weight := getattr(recipe.method, "lambda_distance", 0)) and random:
+        yield (
+            f"method.lambda_distance={weight} keeps features near those of random weights (model.weights=none). Start "
+            "from imagenet or init_from, or set it to 0."
+        )
+
+
 def _rare_classes(domain: Source, dataset: Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """`Dataset.rare_class_weights` of the source, where it is sampled so."""
     if domain.rare_class_temperature is None:
@@ -265,11 +280,8 @@ class Session:
             self._describe_run()
             self.log_file = MetricsLog(self.out, self.first_step)
             self.tensorboard = TensorBoard(self.out) if self.recipe.tensorboard else None
-            if (start := getattr(self.recipe.method, "start_step", 0)) >= self.recipe.steps:
-                warn(
-                    f"method.start_step={start} is not within steps={self.recipe.steps}: what begins there will not. "
-                    "Lower it, or train longer."
-                )
+            for sentence in _doubts(self.recipe):
+                warn(sentence)
             title = f"{self.recipe.method.name}"
             self.console = Console(title, self.recipe.steps, self.first_step)
             self._closing.callback(self.log_file.flush)
