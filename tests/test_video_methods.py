@@ -172,12 +172,12 @@ def test_a_fused_network_starts_as_its_own_and_uses_the_frame_before() -> None:
     flow = shifted((32, 48), 2, 1).expand(2, -1, -1, -1)
     alone = student.core()(now)
     assert torch.allclose(student(now).main, alone.main, atol=1e-5)
-    plain, fused, earlier = two_frames(student, View(now, torch.arange(2)), View(before, torch.arange(2)), flow)
+    plain, fused, earlier = two_frames(student, now, before, flow)
     assert torch.allclose(fused.main, alone.main, atol=1e-5) and torch.allclose(fused.aux, alone.aux, atol=1e-5)
     assert plain.main.requires_grad and not earlier.main.requires_grad
     with torch.no_grad():
         student.fusions[0].weight.copy_(torch.eye(4, 8).roll(4, 1)[:, :, None, None])
-    _, fused, _ = two_frames(student, View(now, torch.arange(2)), View(before, torch.arange(2)), flow)
+    _, fused, _ = two_frames(student, now, before, flow)
     assert torch.allclose(fused.main, warp(student.core()(before).main, flow), atol=1e-5)
 
 
@@ -273,16 +273,36 @@ def test_video_consistency_teaches_what_the_frame_before_showed() -> None:
     assert tiny_recipe(*SURE).method.num_frames == {} and tiny_recipe(*SURE).method.reads["target"] == ()
 
 
+@pytest.mark.parametrize("words", [["model.name=mit_b0"], ["model.detail=[16,24]"]], ids=["dropout", "windows"])
+def test_what_teaches_is_drawn_from_no_seed(words: list[str]) -> None:
+    source, target = batches()
+    other = reseeded(target)
+    method = tiny_method(tiny_recipe("method.name=tps", *words))
+    assert isinstance(method, Tps) and method.training
+    assert all(map(torch.equal, method.pseudo_label(target), method.pseudo_label(other)))
+    student, images = method.student, (source.image_BCHW, target.image_BCHW)
+    (now, _, before), (now_other, _, before_other) = (
+        two_frames(student, *images, source.flow_B2HW, batch.seed_B) for batch in (target, other)
+    )
+    assert not torch.equal(now.main, now_other.main), "what is learnt from is drawn from the seeds"
+    assert torch.equal(before.main, before_other.main)
+
+
+def reseeded(batch: Batch) -> Batch:
+    """The same frames with other seeds."""
+    return replace(batch, seed_B=batch.seed_B + 1, before=None if batch.before is None else reseeded(batch.before))
+
+
 def test_tps_resizes_the_strong_view_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(*SETTINGS["tps_rescaled"])
     method: Any = tiny_method(recipe)
     seen: list[tuple[int, ...]] = []
     whole = tps.two_frames
 
-    def watched(student: Any, now: View, before: View, flow: Any) -> Any:
-        assert now.image_BCHW.shape == before.image_BCHW.shape and flow.shape[2:] == now.image_BCHW.shape[2:]
-        seen.append(tuple(now.image_BCHW.shape[2:]))
-        return whole(student, now, before, flow)
+    def watched(student: Any, now: Tensor, before: Tensor, flow: Any, seed_B: Any = None) -> Any:
+        assert now.shape == before.shape and flow.shape[2:] == now.shape[2:]
+        seen.append(tuple(now.shape[2:]))
+        return whole(student, now, before, flow, seed_B)
 
     monkeypatch.setattr(tps, "two_frames", watched)
     sizes = set()

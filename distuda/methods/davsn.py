@@ -14,7 +14,7 @@ from distuda import losses
 from distuda.data.batch import Batch
 from distuda.data.clips import FLOW
 from distuda.methods.adversary import Judges, divergence, levels, suffixes
-from distuda.methods.method import Context, Group, Losses, Method, View
+from distuda.methods.method import Context, Group, Losses, Method
 from distuda.methods.video import VideoConfig, detached, frame_before, sequence_maps
 from distuda.models.fusion import Fused
 from distuda.models.segmenter import Output, Segmenter
@@ -56,15 +56,17 @@ class DaVsn(Method):
     def forward(self, source: Batch, target: Batch) -> Losses:
         """Now with gradients, the frame before without, as released."""
         view_src = self.labelled_view(source)
-        before_src = self.labelled_view(frame_before(source))
-        now_src, fused_src, before_src_output = two_frames(self.student, view_src, before_src, source.flow_B2HW)
-        view_tgt, before_tgt = (View(frame.image_BCHW, frame.seed_B) for frame in (target, frame_before(target)))
-        now_tgt, _, before_tgt_output = two_frames(self.student, view_tgt, before_tgt, target.flow_B2HW)
-        made = self.across(now_src, before_src_output, now_tgt, before_tgt_output)
+        image_src = self.labelled_view(frame_before(source)).image_BCHW
+        now_src, fused_src, before_src = two_frames(
+            self.student, view_src.image_BCHW, image_src, source.flow_B2HW, source.seed_B
+        )
+        image_tgt = frame_before(target).image_BCHW
+        now_tgt, _, before_tgt = two_frames(self.student, target.image_BCHW, image_tgt, target.flow_B2HW, target.seed_B)
+        made = self.across(now_src, before_src, now_tgt, before_tgt)
         made.objective |= self.supervise(fused_src, view_src)
         ramp = self.ramp(self.config.start_step)
         # not the fused prediction: it holds the frame before already, and could agree with it by copying
-        intra, used = propagated(now_tgt.main, before_tgt_output.main, target)
+        intra, used = propagated(now_tgt.main, before_tgt.main, target)
         made.objective["intra_tgt"] = ramp * self.config.lambda_intra * intra
         made.metrics["propagated"] = used
         return made
@@ -85,16 +87,29 @@ class DaVsn(Method):
         return made
 
 
-def two_frames(student: Segmenter, now: View, before: View, flow_B2HW: Tensor | None) -> tuple[Output, Output, Output]:
+def two_frames(
+    student: Segmenter,
+    now_BCHW: Tensor,
+    before_BCHW: Tensor,
+    flow_B2HW: Tensor | None,
+    seed_B: Tensor | None = None,
+) -> tuple[Output, Output, Output]:
     """A network's outputs of now, of now with the frame before fused in, and of the frame before without gradients.
 
-    Without `Fused` the first two are the same.
+    Without `Fused` the first two are the same. Nothing is drawn for the frame before, which teaches and is not learnt
+    through.
+
+    Args:
+        student: the network, maybe within `Fused`.
+        now_BCHW, before_BCHW: float RGB in [0, 1].
+        flow_B2HW: backward flow from now to the frame before, None = nothing moved.
+        seed_B: for now where it is learnt from; without, nothing is drawn for it either.
     """
     network = student.core()
     # first with gradients: until torch 2.11, autocast keeps the weights that a pass without them has cast, history lost
-    output: Output = network(now.image_BCHW, now.seed_B)
+    output: Output = network(now_BCHW, seed_B)
     with torch.no_grad():
-        earlier: Output = network(before.image_BCHW, before.seed_B)
+        earlier: Output = network(before_BCHW)
     return output, student.fuse(output, earlier, flow_B2HW) if isinstance(student, Fused) else output, earlier
 
 

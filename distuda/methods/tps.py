@@ -20,7 +20,7 @@ from distuda.methods.davsn import two_frames
 from distuda.methods.method import Context, Losses, Method, MethodConfig, View
 from distuda.methods.video import frame_before
 from distuda.models.fusion import Fused
-from distuda.models.segmenter import Segmenter
+from distuda.models.segmenter import Output, Segmenter
 from distuda.warp import compose, inside, resize_flow, warp
 
 
@@ -68,34 +68,39 @@ class Tps(Method):
 
     def forward(self, source: Batch, target: Batch) -> Losses:
         """Source loss on fused frames, and the target's strong view against the carried labels."""
-        views_src = [self.labelled_view(frame) for frame in (source, frame_before(source))]
-        _, output_src, _ = two_frames(self.student, views_src[0], views_src[1], source.flow_B2HW)
-        terms = self.supervise(output_src, views_src[0])
+        view_src, before_src = (self.labelled_view(frame) for frame in (source, frame_before(source)))
+        terms = self.supervise(self._fused(view_src, before_src, source.flow_B2HW), view_src)
         label, weight = self.pseudo_label(target)
         now, before = (self._strong(frame) for frame in (target, frame_before(target)))
         size = self._size(target)
         taught, before = resized(now._replace(label_BHW=label, weight_BHW=weight), size), resized(before, size)
         flow = None if target.flow_B2HW is None else resize_flow(target.flow_B2HW, size)
-        _, output_tgt, _ = two_frames(self.student, taught, before, flow)
         factor = self.ramp(self.config.start_step) * self.config.lambda_pseudo
-        supervised = self.supervise(output_tgt, taught, "pseudo_tgt")
+        supervised = self.supervise(self._fused(taught, before, flow), taught, "pseudo_tgt")
         terms |= {name: factor * loss for name, loss in supervised.items()}
         return Losses(terms, {"pseudo_weight": weight.mean()})
 
     @torch.no_grad()
     def pseudo_label(self, target: Batch) -> tuple[Tensor, Tensor]:
-        """Labels of now, (B, H, W), carried from ``interval`` frames before, and their weights; 0 out of its sight."""
+        """Labels of now, (B, H, W), carried from ``interval`` frames before, and their weights; 0 out of its sight.
+
+        As from a teacher: nothing is drawn, so no dropout, and HRDA's windows cover the image.
+        """
         early, flow = target, None
         for _ in range(self.config.interval):
             assert early.flow_B2HW is not None
             flow = early.flow_B2HW if flow is None else compose(flow, early.flow_B2HW)
             early = frame_before(early)
         assert flow is not None
-        views = [View(frame.image_BCHW, frame.seed_B) for frame in (early, frame_before(early))]
-        _, output, _ = two_frames(self.student, views[0], views[1], early.flow_B2HW)
+        before = frame_before(early)
+        _, output, _ = two_frames(self.student, early.image_BCHW, before.image_BCHW, early.flow_B2HW)
         carried = warp(output.main.float().softmax(dim=1), flow)
         max_prob, label = carried.max(dim=1)
         return label, (inside(flow) & (max_prob >= self.config.confidence)).float()
+
+    def _fused(self, now: View, before: View, flow_B2HW: Tensor | None) -> Output:
+        """What is learnt from of a view, with the frame before."""
+        return two_frames(self.student, now.image_BCHW, before.image_BCHW, flow_B2HW, now.seed_B)[1]
 
     def _size(self, target: Batch) -> tuple[int, int]:
         """Height and width of this step's strong view [pixels]."""
