@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from settings import SETTINGS, TABLE, tiny_batch, tiny_method, tiny_recipe, tiny_samples
 
 from distuda.data import shards
 from distuda.data.batch import Batch
+from distuda.data.class_tables import class_table
 from distuda.data.dataset import open_dataset
 from distuda.data.labels import ClassTable
 from distuda.data.reader import iterate_once, read_batches
@@ -28,7 +30,9 @@ from distuda.engine.run import open_run, read_rows
 from distuda.engine.step import Step
 from distuda.errors import UserError
 from distuda.methods import METHODS
+from distuda.models.segmenter import Output
 from distuda.recipe import Recipe
+from distuda.report.tables import scores
 
 CADENCE = ["evaluation.every_steps=3", "checkpoint.every_steps=3", "evaluation.limit=2"]
 CLOCKS = {"images_per_s", "data_wait_s", "memory_gib"}
@@ -338,6 +342,35 @@ def test_evaluate_equals_brute_force_at_label_size(size: tuple[int, int] | None,
     assert scores["miou"] == pytest.approx(np.nanmean(iou)) and scores["accuracy"] == pytest.approx(accuracy)
     assert scores["label_sizes"] == ["33x47", "40x56", "48x40"] and scores["num_images"] == 3
     assert model.training
+
+
+class Road(torch.nn.Linear):
+    """Sees the first of twelve classes everywhere."""
+
+    align_corners = False
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+
+    def forward(self, image_BCHW: torch.Tensor) -> Output:
+        logits = torch.zeros(len(image_BCHW), 12, *image_BCHW.shape[2:])
+        logits[:, 0] = 1
+        return Output(logits)
+
+
+def test_the_mean_over_the_classes_that_papers_average_is_there_too() -> None:
+    table = class_table("synthia_seq12")
+    network: Any = Road()
+    one = tiny_batch(1, 1)
+    one.label_BHW = torch.zeros(1, 40, 56, dtype=torch.int64)
+    one.label_BHW[:, :20] = table.index("fence")
+    row = evaluate(network, [one], table)
+    assert row["miou"] == 0.25 and row["miou_synthia_seq11"] == row["iou"]["road"] == 0.5
+    console = Console(width=100, record=True)
+    console.print(scores(row))
+    assert "mIoU over synthia_seq11 │ 50.0" in " ".join(console.export_text().split())
+    one.label_BHW[:] = 0
+    assert not [name for name in evaluate(tiny_method(tiny_recipe()).student, [one], TABLE) if name.startswith("miou_")]
 
 
 def test_unlabelled_images_have_label_free_scores_only(domains: list[str]) -> None:

@@ -290,6 +290,12 @@ def test_vps_all_frames_of_a_clip(vps: Path, tmp_path: Path) -> None:
     assert clip[4]["image"] == (vps / "val/img_all/frankfurt_000000_001736_leftImg8bit.png").read_bytes()
 
 
+def test_vps_all_frames_in_the_classes_of_viper(vps: Path, tmp_path: Path) -> None:
+    options: Any = {"split": "val", "variant": "img_all", "classes": "viper15"}
+    assert prepare("cityscapes_vps", str(vps), str(tmp_path / "out"), **options).manifest.num_labelled == 12
+    assert open_dataset(str(tmp_path / "out")).table == CLASS_TABLES["viper15"]
+
+
 def test_vps_test_has_no_labels_and_packing_makes_no_difference(vps: Path, tmp_path: Path) -> None:
     assert prepare("cityscapes_vps", str(vps), str(tmp_path / "t"), split="test").manifest.num_labelled == 0
     whole = prepare("cityscapes_vps", str(vps), str(tmp_path / "a"))

@@ -1,10 +1,15 @@
 """Recipes: precedence, round trip, and messages that say what to do."""
 
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from settings import RECIPES, SETTINGS
 
+from distuda.data.class_tables import class_table
+from distuda.data.id_maps import find_id_map
+from distuda.data.layouts import find_layout
 from distuda.errors import UserError
 from distuda.methods import METHODS
 from distuda.methods.advent import AdvEnt
@@ -163,7 +168,27 @@ def test_defaults_are_valid_and_plain_values_are_refused() -> None:
 
 
 def test_there_are_recipes() -> None:
-    assert RECIPES
+    assert RECIPES and len(PREPARED) == 5
+
+
+PREPARED = [path for path in RECIPES if "#   distuda prepare " in path.read_text()]
+
+
+@pytest.mark.parametrize("path", PREPARED, ids=lambda path: path.stem)
+def test_what_a_recipe_says_to_prepare_is_what_it_trains_on(path: Path) -> None:
+    text = path.read_text().replace("\\\n#", "")
+    tables, made = set(), set()
+    for layout, destination, options in re.findall(r"#   distuda prepare (\S+) \S+ (\S+) ?(.*)", text):
+        kind, words = find_layout(layout), options.split()
+        said = dict(pairwise(words))
+        assert said.get("--split", kind.splits[0]) in kind.splits
+        assert said.get("--variant", kind.variants[0] if kind.variants else None) in (*kind.variants, None)
+        table = class_table(said.get("--classes") or str(kind.classes))
+        find_id_map(kind.ids, table)
+        tables.add(table.classes)
+        made.add(destination)
+    recipe = load_phases(str(path))[0].recipe
+    assert len(tables) == 1 and made == {recipe.source.uri, recipe.target.uri, recipe.evaluation.uri}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

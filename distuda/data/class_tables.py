@@ -99,6 +99,11 @@ CLASS_TABLES: dict[str, ClassTable] = {
 }  # fmt: skip
 """Every class table that can be named on the command line."""
 
+AVERAGED: dict[tuple[str, ...], ClassTable] = {
+    _CITYSCAPES_16.classes: _CITYSCAPES_13, _SYNTHIA_SEQ_12.classes: _SYNTHIA_SEQ_11,
+}  # fmt: skip
+"""Classes that papers train with -> the fewer that they also, or only, average over."""
+
 
 def class_table(name: str) -> ClassTable:
     """The class table of that name, or the one that a ``.json`` file or URI describes.

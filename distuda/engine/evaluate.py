@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distuda.data.batch import Batch
+from distuda.data.class_tables import AVERAGED
 from distuda.data.labels import ClassTable
 from distuda.engine.video import Video
 from distuda.losses import world_size
@@ -65,7 +66,8 @@ def evaluate(
     Returns:
         ``num_images``, the label-free scores that could be computed (with ``source_miou`` also ``source_miou_on``, what
         it was taken on) and, where there are labels, ``miou``, ``iou`` (class name -> IoU or None where the class never
-        occurs), ``accuracy``, ``num_pixels`` and ``label_sizes``. Of clips also what `Video.row` gives.
+        occurs), ``accuracy``, ``num_pixels`` and ``label_sizes``; with a table that papers average over fewer classes
+        (`class_tables.AVERAGED`) also that mean, as ``miou_synthia_seq11``. Of clips also what `Video.row` gives.
     """
     device = next(model.parameters()).device
     predict = partial(_logits, model, bf16=bf16)
@@ -142,8 +144,11 @@ def _labelled(confusion: Confusion, table: ClassTable, sizes: list[tuple[int, in
     if not num_pixels:
         return {}
     iou = confusion.iou().tolist()
+    fewer = AVERAGED.get(table.classes)
+    part = {} if fewer is None else {f"miou_{fewer.name}": confusion.miou([table.index(c) for c in fewer.classes])}
     return {
         "miou": confusion.miou(),
+        **part,
         "accuracy": confusion.accuracy(),
         "num_pixels": num_pixels,
         "label_sizes": [f"{height}x{width}" for height, width in sizes],

@@ -4,6 +4,7 @@ Pixels whose label is ignored never count, classes that neither occur nor are pr
 (cityscapesScripts, evalPixelLevelSemanticLabeling).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,9 +71,9 @@ class Confusion:
         union = counts.sum(0) + counts.sum(1) - hits
         return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
 
-    def miou(self) -> float:
-        """Mean IoU in [0, 1] over the classes that occur or are predicted."""
-        iou = self.iou()
+    def miou(self, classes: Sequence[int] | None = None) -> float:
+        """Mean IoU in [0, 1] over the classes that occur or are predicted; over those alone, where some are named."""
+        iou = self.iou() if classes is None else self.iou()[list(classes)]
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
     def accuracy(self) -> float:

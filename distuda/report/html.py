@@ -17,6 +17,7 @@ from distuda.report.figures import Series
 from distuda.report.gather import SEARCHED_IMAGES, ReportData, Side, gather
 from distuda.report.panels import class_palette, entropy_ramp
 from distuda.report.pictures import FRAME_MS
+from distuda.report.tables import means_over_fewer
 from distuda.report.templates import template
 
 _TITLES = {
@@ -286,7 +287,7 @@ def _difference(values: list[float | None]) -> float | None:
 
 
 def _class_rows(data: ReportData) -> list[ClassRow]:
-    """Per-class IoU and the mean; empty without labels."""
+    """Per-class IoU, the mean over fewer classes if papers have one, and last the mean; empty without labels."""
     if "iou" not in data.run.evaluation:
         return []
     table = data.run.run.table
@@ -294,6 +295,9 @@ def _class_rows(data: ReportData) -> list[ClassRow]:
         ClassRow(name, colour, [_percent(side.evaluation.get("iou", {}).get(name)) for side in data.sides])
         for name, colour in zip(table.classes, _css_colours(table), strict=True)
     ]
+    for key in means_over_fewer(data.run.evaluation):
+        means = [_percent(side.evaluation.get(key)) for side in data.sides]
+        rows.append(ClassRow(f"mean over {key.removeprefix('miou_')}", None, means))
     rows.append(ClassRow("mean", None, [_percent(side.miou) for side in data.sides]))
     if "vpq_per_class" in data.run.evaluation:
         for row in rows[:-1]:

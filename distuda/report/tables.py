@@ -70,6 +70,9 @@ def _by_class(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Tab
     if "miou" in row:
         found = [[(side or {}).get(key) for key in ("miou", "vpq")[: len(measures)]] for side in (row, baseline)]
         table.add_row("mIoU, mean VPQ" if len(measures) > 1 else "mIoU", *cells(*found), style="bold")
+    for name in means_over_fewer(row):
+        found = [[(side or {}).get(name)] for side in (row, baseline)]
+        table.add_row(f"mIoU over {name.removeprefix('miou_')}", *cells(*found))
     if "temporal_consistency" in row:
         found = [[(side or {}).get("temporal_consistency")] for side in (row, baseline)]
         table.add_row("temporal consistency (label-free)", *cells(*found))
@@ -83,6 +86,11 @@ def _by_class(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Tab
     if "source_miou_on" in row:
         table.caption, table.caption_justify = f"source_miou: on {escape(row['source_miou_on'])}", "left"
     return table
+
+
+def means_over_fewer(row: Mapping[str, Any]) -> list[str]:
+    """Keys of means over fewer classes than were trained (`class_tables.AVERAGED`), such as ``miou_synthia_seq11``."""
+    return [name for name in row if name.startswith("miou_")]
 
 
 def _over_time(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Table:
