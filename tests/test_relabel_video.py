@@ -342,6 +342,36 @@ def test_flow_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.
     assert looked_at == [0, -1, *range(1, len(open_dataset(uri).groups))] and open_dataset(uri).has_flow
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_actors_take_a_gpu_for_a_network_alone(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.data
+
+    from distuda.cluster import relabel as cluster
+
+    asked = []
+
+    class Numbers:
+        def map_batches(self, actor: Any, **options: Any) -> "Numbers":
+            asked.append(options["num_gpus"])
+            return self
+
+        def iter_rows(self) -> list[dict[str, Any]]:
+            return []
+
+    monkeypatch.setattr(cluster, "start_ray", lambda **options: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    monkeypatch.setattr(ray.data, "from_items", lambda items, **options: Numbers())
+    data = written(tmp_path / "clips", moving(FRAMES))
+    changed = {"workers": 2, "device": device}
+    recipes = [recipe_for(data, tmp_path / name, {"name": name}) for name in ("flow", "predict")]
+    flow, predict = (recipe.model_copy(update=changed) for recipe in recipes)
+    assert list(cluster.on_actors(flow, data, [0, 1], ["image"])) == [] and asked == [None]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match="workers=2 need a GPU each and this machine has 1"):
+        list(cluster.on_actors(predict, data, [0, 1], ["image"]))
+    assert list(cluster.on_actors(predict, data, [0], ["image"])) == [] and asked == [None, 1]
+
+
 def test_flow_needs_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples = moving(FRAMES[:3])
     for sample in samples:

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_report import NUM_IMAGES, TABLE, Page, Threshold, make_run, picture, png, truth
+from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass
 
 from distuda.data.dataset import open_dataset
 from distuda.data.sample import Sample
 from distuda.data.shards import finish, write_shard
+from distuda.metrics.confusion import class_map
 from distuda.report.gather import gather
 from distuda.report.html import render
-from distuda.report.player import NUM_FRAMES, choose_runs
+from distuda.report.player import NUM_FRAMES, choose_runs, make_clip
 
 ON_CLIPS = {
     "vpq": 0.4, "vpq_things": 0.3, "vpq_stuff": 0.5, "temporal_consistency": 0.912,
@@ -109,6 +112,44 @@ def test_truth_is_shown_where_it_is_and_only_if_the_run_was_scored(tmp_path: Pat
     (tmp_path / "y").mkdir()
     page, _ = report(tmp_path / "y", uri, miou=None)
     assert page.count("input") == 1 and "True classes" not in str(page.tags) and "consistency" in page.text
+
+
+class Elsewhere(Tensor):
+    """A tensor of another device: nothing can be done with it here before it is brought to the host."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is Tensor.cpu, f"{func} of a tensor on another device"
+        with DisableTorchFunctionSubclass():
+            return args[0].as_subclass(Tensor)
+
+
+def test_a_clip_is_played_from_any_frame_on_whatever_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_dataset(write(tmp_path / "data", {"a": 4}))
+    networks: Any = {"adapted": Threshold(1.0)}
+    options: Any = {"size": None, "scored": True}
+    here = make_clip(data, np.arange(2, 4), networks, TABLE, **options)
+    monkeypatch.setattr("distuda.report.player.class_map", lambda logits: class_map(logits).as_subclass(Elsewhere))
+    assert make_clip(data, np.arange(2, 4), networks, TABLE, **options) == here
+    assert "consistency" in here.tracks[0].caption, "the frame before the first was predicted"
+
+
+def test_panels_of_clips_need_no_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*args: Any) -> None:
+        raise AssertionError("flow was computed")
+
+    run = make_run(tmp_path / "run", write(tmp_path / "data", {"a": 4}), "self_training", Threshold(1.0), 0.6)
+    monkeypatch.setattr("distuda.data.clips.compute_flow", refuses)
+    monkeypatch.setattr("distuda.report.gather.choose_runs", lambda *args, **options: [])
+    assert gather(run, None, num_panels=2).panels
+
+
+def test_the_mean_over_fewer_classes_stands_before_the_mean(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", write(tmp_path / "data", {"a": 4}), "self_training", Threshold(1.0), 0.612)
+    data = gather(run, None, num_panels=0)
+    data.run.evaluation |= {**ON_CLIPS, "miou_synthia_seq11": 0.593}
+    text = Page(render(data)).text
+    assert re.search(r"mean over synthia_seq11 59\.3 .*\bmean 61\.2", text) and "VPQ, adapted 40.0 %" in text
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from distuda.cluster.local import num_cores, quiet_data, require_gpus, start_ray
 from distuda.data.dataset import Dataset
 from distuda.errors import UserError
 from distuda.recipe import RelabelRecipe
+from distuda.relabel import RELABELS
 
 if TYPE_CHECKING:
     from distuda.relabel.job import Worker
@@ -62,7 +63,8 @@ def on_actors(recipe: RelabelRecipe, dataset: Dataset, left: Sequence[int], colu
     quiet_data()
     workers = min(recipe.workers, len(left))
     have = ray.cluster_resources()
-    use_gpu = recipe.device == "cuda" or (recipe.device == "auto" and have.get("GPU", 0) > 0)
+    wants_gpu = recipe.device == "cuda" or (recipe.device == "auto" and have.get("GPU", 0) > 0)
+    use_gpu = wants_gpu and RELABELS[recipe.relabel.name].needs_network
     if use_gpu:
         require_gpus(workers, "workers", lambda sentence: print(sentence, file=sys.stderr, flush=True))
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, num_cores() // workers))

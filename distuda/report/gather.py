@@ -158,7 +158,8 @@ def _panels(
 ) -> list[Panel]:
     total = min(len(dataset), data.run.evaluation.get("num_images", len(dataset)))
     wanted = spread(total, max(count, SEARCHED_IMAGES) if scored else count)
-    samples: Iterable[Batch] = iterate_once(dataset, size=data.run.run.recipe.evaluation.size)
+    # each picture alone: of clips, no frame before is read and no flow computed
+    samples: Iterable[Batch] = iterate_once(dataset, size=data.run.run.recipe.evaluation.size, moving=False)
     samples = track(samples, description="report pictures", total=max(wanted, default=0) + 1, transient=True)
     if not scored:
         samples = (replace(batch, label_BHW=None) for batch in samples)

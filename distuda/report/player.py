@@ -120,7 +120,7 @@ def make_clip(
         keys.append(batch.keys[0])
         truths.append(np.full(shape, _NO_LABEL, np.uint8) if label is None else label[0].numpy().astype(np.uint8))
         for title, network in predictors.items():
-            prediction = _class_map(network, image, (shape[0], shape[1])).cpu()
+            prediction = _class_map(network, image, (shape[0], shape[1]))
             measures[title].update(batch, prediction)
             maps[title].append(prediction[0].numpy().astype(np.uint8))
     height, width = images[0].shape[:2]
@@ -149,8 +149,9 @@ def script() -> tuple[str, str]:
 
 @torch.no_grad()
 def _class_map(network: Segmenter, image_BCHW: Tensor, size: Size) -> Tensor:
+    """Class maps on the host, where images, flow and labels of a report stay."""
     device = next(network.parameters()).device
-    return class_map(logits_at(network, image_BCHW.to(device), size))
+    return class_map(logits_at(network, image_BCHW.to(device), size)).cpu()
 
 
 def _caption(measured: Video) -> str:
