@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from distuda.data.dataset import open_dataset
 from distuda.data.decode import decode_image, decode_label
 from distuda.data.manifest import PROGRESS
 from distuda.data.prepare import BAD_SAMPLES, prepare
+from distuda.data.reader import iterate_once
 from distuda.errors import UserError
 
 
@@ -87,6 +89,26 @@ def test_folder_layout_with_id_map_tags_and_nesting(tmp_path: Path) -> None:
     assert (decode_label(row["label"], "k") == 13).all()
     with pytest.raises(UserError, match="no class table"):
         prepare("folder", str(tmp_path / "src"), str(tmp_path / "other"))
+
+
+def test_of_a_folder_s_clips_a_frame_in_many_may_be_labelled(tmp_path: Path) -> None:
+    for sub in ("images/drive", "labels/drive"):
+        (tmp_path / "src" / sub).mkdir(parents=True)
+    for number in range(30):
+        (tmp_path / f"src/images/drive/{number:02d}.png").write_bytes(encode(picture(number)))
+    for number in (9, 21):
+        (tmp_path / f"src/labels/drive/{number:02d}.png").write_bytes(encode(label(number)))
+    words: Any = {"classes": "camvid11"}
+    summary = prepare("folder", str(tmp_path / "src"), str(tmp_path / "out"), variant="clips", **words)
+    assert (summary.num_samples, summary.manifest.num_labelled, summary.num_bad) == (30, 2, 0)
+    scored = list(iterate_once(open_dataset(summary.uri)))
+    assert [batch.keys for batch in scored] == [["drive/09"], ["drive/21"]]
+    assert all(batch.label_BHW is not None and batch.before is not None for batch in scored)
+    with pytest.raises(UserError, match="28 of 30 samples cannot be used"):
+        prepare("folder", str(tmp_path / "src"), str(tmp_path / "stills"), **words)
+    (tmp_path / "src/labels/drive").rename(tmp_path / "src/labels/other")
+    with pytest.raises(UserError, match="no label for any image"):
+        prepare("folder", str(tmp_path / "src"), str(tmp_path / "misspelt"), variant="clips", **words)
 
 
 def _bad_tree(root: Path) -> dict[str, str]:
@@ -222,6 +244,13 @@ def test_every_takes_a_frame_in_so_many_of_each_clip(camvid: Path, tmp_path: Pat
     assert open_dataset(str(tmp_path / "out")).index["key"].to_pylist() == [
         "0001TP_006690", "0006R0_f00930", "0016E5_00390", "Seq05VD_f00000", "Seq05VD_f00002", "Seq05VD_f00004",
     ]  # fmt: skip
+    for number in range(1, 13):  # by name, frame 10 comes before frame 2
+        (tmp_path / "src/images/drive").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"src/images/drive/f{number}.png").write_bytes(encode(picture(number)))
+    words: Any = {"variant": "clips", "classes": "camvid11", "labels": False}
+    prepare("folder", str(tmp_path / "src"), str(tmp_path / "thin"), every=3, **words)
+    assert open_dataset(str(tmp_path / "thin")).index["frame"].to_pylist() == [1, 4, 7, 10]
+    assert open_dataset(str(tmp_path / "thin")).previous.tolist() == [-1, 0, 1, 2]
     with pytest.raises(UserError, match="every = 0"):
         prepare("camvid", str(camvid), str(tmp_path / "none"), every=0)
 

@@ -11,7 +11,7 @@ from distuda.data.class_tables import class_table
 from distuda.data.dataset import open_dataset
 from distuda.data.manifest import MANIFEST, Manifest
 from distuda.data.sample import Sample
-from distuda.data.shards import write_shards
+from distuda.data.shards import finish, write_shard, write_shards
 from distuda.errors import UserError
 
 
@@ -129,6 +129,17 @@ def test_rare_class_weights_are_the_marginals_of_the_published_draw(tmp_path: Pa
     chance = np.exp((1 - frequency) / 0.5) / np.exp((1 - frequency) / 0.5).sum()
     assert weights == pytest.approx([chance[0] / 4] * 3 + [chance[0] / 4 + chance[1]])
     assert parts[:3] == pytest.approx([chance[0] / 4, chance[1], 0])  # and so which class a sample was drawn for
+
+
+def test_rare_class_weights_pass_over_what_has_no_label(tmp_path: Path) -> None:
+    made = list(samples(6))
+    write_shards(made[::2], str(tmp_path / "labelled"), TABLE)
+    for sample in made[1::2]:
+        sample.label = None
+    finish(str(tmp_path / "some"), TABLE, [write_shard(made, str(tmp_path / "some"), 0, 3, 10_000)], sparse=True)
+    alone, _ = open_dataset(str(tmp_path / "labelled")).rare_class_weights(min_pixels=5)
+    weights, _ = open_dataset(str(tmp_path / "some")).rare_class_weights(min_pixels=5)
+    assert weights[::2] == pytest.approx(alone) and not weights[1::2].any() and alone.all()
 
 
 def test_streets_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -508,14 +508,47 @@ def test_bad_samples_are_listed_in_the_run_folder(domains: list[str], tmp_path: 
     assert [row for row in rows if row["kind"] == "evaluation"][-1]["num_images"] == 7
 
 
-def test_a_sparsely_labelled_set_is_scored_on_its_labels(tmp_path: Path) -> None:
+def sparse(folder: Path) -> str:
+    """Nine samples; those of number 0, 4 and 8 have a label."""
     frames = list(tiny_samples(9, seed=3))
     for number, frame in enumerate(frames):
         frame.label = frame.label if number % 4 == 0 else None
-    part = shards.write_shard(frames, str(tmp_path / "clip"), 0, TABLE.num_classes, 2000)
-    shards.finish(str(tmp_path / "clip"), TABLE, [part], sparse=True)
-    data = open_dataset(str(tmp_path / "clip"))
+    part = shards.write_shard(frames, str(folder), 0, TABLE.num_classes, 2000)
+    shards.finish(str(folder), TABLE, [part], sparse=True)
+    return str(folder)
+
+
+def test_a_sparsely_labelled_set_is_scored_on_its_labels(tmp_path: Path, domains: list[str]) -> None:
+    frames = list(tiny_samples(9, seed=3))
+    data = open_dataset(sparse(tmp_path / "clip"))
     assert not data.labelled and data.manifest.num_labelled == 3
     keys = [[batch.keys[0] for batch in iterate_once(data, rank=rank, world=2)] for rank in range(2)]
     assert keys[0] + keys[1] == [frames[i].key for i in (0, 4, 8)] and keys[0] and keys[1]
     assert all(batch.label_BHW is not None for batch in iterate_once(data))
+    opened = open_data(tiny_recipe(*domains, f"evaluation.uri={data.uri}", "checkpoint.best_by=target_miou"))
+    assert opened.evaluation.uri == data.uri, "some labels make a score"
+
+
+RARE = ["source.rare_class_temperature=0.1", "source.rare_class_min_pixels=50"]
+
+
+@pytest.mark.parametrize(
+    "words", [["source.uri"], ["source.uri", *RARE], ["target.uri", "method.use_target_labels=true"]]
+)
+def test_of_a_sparsely_labelled_domain_the_labelled_samples_are_learnt(
+    words: list[str], domains: list[str], tmp_path: Path
+) -> None:
+    uri, (name, *more) = sparse(tmp_path / "some"), words
+    recipe = tiny_recipe(*run_words(domains, tmp_path / "run", *more, f"{name}={uri}", "steps=4"))
+    seen: set[str] = set()
+
+    def watched(dataset: Any, *args: Any, **options: Any) -> Iterator[Batch]:
+        for batch in read_batches(dataset, *args, **options):
+            assert "label" not in options["columns"] or batch.label_BHW is not None
+            seen.update(batch.keys if dataset.uri == uri else ())
+            yield batch
+
+    fit(settle(recipe), open_stream=watched)
+    assert seen and seen <= {"3-0", "3-4", "3-8"}
+    with pytest.raises(UserError, match=r"6 of 9 samples of .*some' have no label \(the first is '3-1'\)"):
+        open_dataset(uri).require("label")

@@ -51,10 +51,15 @@ class Dataset:
         return self.manifest.table
 
     @property
+    def num_labelled(self) -> int:
+        """Samples with a label, in the shards or beside them."""
+        beside = self._beside("label")
+        return self.manifest.num_labelled if beside is None else beside.num_labelled
+
+    @property
     def labelled(self) -> bool:
         """Whether every sample has a label."""
-        beside = self._beside("label")
-        return self.manifest.labelled if beside is None else beside.num_labelled == len(self)
+        return self.num_labelled == len(self)
 
     @property
     def paired(self) -> bool:
@@ -80,7 +85,7 @@ class Dataset:
         """How often to draw each sample so that only ends of so many frames in a row come, (N,), equally often.
 
         Args:
-            num_frames: frames a sample is read with, itself included.
+            num_frames: frames a sample is read with, itself included; 1 = single images.
             labelled: whether the sample itself must have a label.
 
         Raises:
@@ -107,20 +112,21 @@ class Dataset:
         """Samples in each row group."""
         return [group.rows for group in self.groups]
 
-    def require(self, column: str, *, clips: bool = False) -> None:
+    def require(self, column: str, *, drawn: bool = False) -> None:
         """Refuse a data set in which a column is missing that training looks at.
 
         Args:
-            clips: whether samples are read with the frames before them, so that only some need a label.
             column: of the shards, or of those that may stand beside them (`data.columns`); every sample must have
                 it, but for ``pair``, which some may lack.
+            drawn: whether samples are drawn by `clip_weights`, which leave out those without a label, so that only
+                some need one.
         """
         if column == FLOW:
             if not self.moving:
                 raise UserError(f"{self.uri!r} holds no clips, but this domain needs them. Prepare frames of video.")
             return
-        if column == "label" and not self.labelled and not (clips and self.manifest.num_labelled):
-            raise UserError(f"{self.uri!r} has no labels, but this domain needs them. Prepare it with labels.")
+        if column == "label" and not self.labelled and not (drawn and self.num_labelled):
+            raise UserError(f"{self._without_labels()}, but this domain needs them. Prepare it with labels.")
         if column == "pair" and not self.paired:
             raise UserError(f"{self.uri!r} has no pairs, but this domain needs them. Prepare it with --pairs.")
         if column == "tags" and (missing := self.index["tags"].null_count):
@@ -140,6 +146,12 @@ class Dataset:
         except UserError:
             return False
         return True
+
+    def _without_labels(self) -> str:
+        if not self.num_labelled:
+            return f"{self.uri!r} has no labels"
+        missing, first = len(self) - self.num_labelled, self._first_without("class_pixels")
+        return f"{missing} of {len(self)} samples of {self.uri!r} have no label (the first is {first!r})"
 
     def _first_without(self, column: str) -> str:
         return str(self.index["key"][int(np.argmax(self.index[column].is_null().to_numpy()))])
@@ -252,6 +264,14 @@ class Dataset:
         has_pair = self.index["has_pair"].to_numpy().astype(np.float64)
         return np.asarray(has_pair / has_pair.sum(), np.float64)
 
+    def _class_pixels_of_samples(self) -> NDArray[np.int64]:
+        """Labelled pixels per train id of each sample, (N, C); zeros without a label."""
+        beside = self._beside("label")
+        if beside is not None:
+            return class_pixels(beside, len(self.groups), self.table.num_classes)
+        none = [0] * self.table.num_classes
+        return np.array([counts or none for counts in self.index["class_pixels"].to_pylist()], np.int64)
+
     def rare_class_weights(
         self, temperature: float = 0.01, min_pixels: int = 3000
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -261,17 +281,12 @@ class Dataset:
         Rare class sampling of DAFormer (Hoyer et al., CVPR 2022, section 3.3): draw a class c with
         P(c) = softmax((1 - f_c) / T), f_c its pixel frequency, then uniformly one of the N_c samples with more than
         ``min_pixels`` of c. Classes that no sample shows that much are left out. A sample's probability is the sum of
-        P(c) / N_c over the classes it holds, so these parts say, given a sample, which class it was drawn for.
+        P(c) / N_c over the classes it holds, so these parts say, given a sample, which class it was drawn for. Samples
+        without a label are never drawn.
         """
-        if not self.labelled:
+        if not self.num_labelled:
             raise UserError(f"rare class sampling needs labels, and {self.uri!r} has none. Switch it off.")
-        beside = self._beside("label")
-        pixels = (
-            np.array(self.index["class_pixels"].to_pylist(), np.int64)
-            if beside is None
-            else class_pixels(beside, len(self.groups), self.table.num_classes)
-        )
-        shown = pixels > min_pixels  # (N, C)
+        shown = self._class_pixels_of_samples() > min_pixels  # (N, C)
         holders = shown.sum(axis=0)
         if not holders.any():
             raise UserError(

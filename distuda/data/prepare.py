@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -262,14 +262,14 @@ def _selected(entries: Iterable[Entry], include: Sequence[str], exclude: Sequenc
 
 
 def _thinned(entries: Iterable[Entry], every: int) -> Iterator[Entry]:
-    """One entry in ``every``, counted anew in each clip."""
+    """One entry in ``every``, counted anew in each clip and by frame: by name, frame 10 would come before 2."""
     if every < 1:
         raise UserError(f"every = {every} takes no sample. Give 1 to take all, 2 for every second, and so on.")
-    clip, number = None, 0
-    for entry in entries:
-        clip, number = (clip, number + 1) if entry.clip == clip and number else (entry.clip, 1)
-        if (number - 1) % every == 0:
-            yield entry
+    if every == 1:
+        yield from entries
+        return
+    for _, frames in groupby(entries, key=lambda entry: entry.clip):
+        yield from sorted(frames, key=lambda entry: entry.frame or 0)[::every]
 
 
 def _num_workers(num_samples: int) -> int:

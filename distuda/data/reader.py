@@ -56,7 +56,7 @@ def read_batches(
     Returns:
         uint8 images, int64 labels or None, int64 seeds; closing the iterator stops its threads.
     """
-    require(dataset, columns, num_frames)
+    require(dataset, columns)
     num_classes = dataset.table.num_classes
     with threads(1) as pool:
         tables = ahead(pool, lambda window: dataset.read_window(window, columns, num_frames), order.windows(), 1)
@@ -174,10 +174,10 @@ def collate(pictures: Sequence[Pictures], seeds: list[int], keys: list[str], num
     return batch
 
 
-def require(dataset: Dataset, columns: Sequence[str], num_frames: int = 1) -> None:
-    """Refuse to read what a data set does not have."""
+def require(dataset: Dataset, columns: Sequence[str]) -> None:
+    """Refuse to read what a data set does not have; its order draws what has a label."""
     for column in columns:
-        dataset.require(column, clips=num_frames > 1)
+        dataset.require(column, drawn=True)
 
 
 def ahead(

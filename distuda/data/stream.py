@@ -50,7 +50,7 @@ def stream_batches(
     Starts Ray on this machine unless it runs already. Each rank calls this for itself. One logical CPU has to be left
     to data, or the stream waits for ever.
     """
-    require(dataset, columns, num_frames)
+    require(dataset, columns)
     start_ray()
     quiet_data()
     read = partial(read_windows, dataset=dataset, columns=columns, num_frames=num_frames)

@@ -103,7 +103,7 @@ def open_data(recipe: Recipe, coming: Mapping[str, Collection[str]] = MappingPro
             if column in coming.get(name, ()):
                 continue
             why = f"method {method.name!r} looks at {column!r} of the {name} ({name}.uri)"
-            _require(why, dataset, column, clips=method.num_frames.get(name, 1) > 1)
+            _require(why, dataset, column)
     for name, data in (("target", target), ("evaluation", evaluation)):
         if data is not None and data.table.classes != source.table.classes:
             raise UserError(
@@ -124,7 +124,7 @@ def _require_score(recipe: Recipe, evaluation: Dataset) -> None:
     """Refuse to choose checkpoints by a score that no evaluation will have."""
     name, computed = recipe.checkpoint.best_by, recipe.evaluation.scores
     if name == "target_miou":
-        if not (recipe.evaluation.uri and evaluation.labelled):
+        if not (recipe.evaluation.uri and evaluation.manifest.num_labelled):  # of clips one frame in many will do
             raise UserError(
                 "checkpoint.best_by='target_miou' needs labelled evaluation.uri. Set it, or choose another score."
             )
@@ -140,10 +140,10 @@ def _require_score(recipe: Recipe, evaluation: Dataset) -> None:
         )
 
 
-def _require(why: str, data: Dataset, column: str, *, clips: bool) -> None:
+def _require(why: str, data: Dataset, column: str) -> None:
     """What `Dataset.require` refuses, with who asks for it."""
     try:
-        data.require(column, clips=clips)
+        data.require(column, drawn=True)
     except UserError as error:
         raise UserError(f"{why}: {error}") from None
 
@@ -314,9 +314,9 @@ class Session:
             columns += tuple(column for column in self.recipe.method.reads_if_there if dataset.holds(column))
         if "pair" in columns and dataset.manifest.num_pairs < len(dataset):
             weights = dataset.pair_weights()
-        num_frames = self.recipe.method.num_frames.get(name, 1)
-        if num_frames > 1:
-            ends = dataset.clip_weights(num_frames, labelled="label" in columns)
+        num_frames, labelled = self.recipe.method.num_frames.get(name, 1), "label" in columns
+        if num_frames > 1 or (labelled and not dataset.labelled):
+            ends = dataset.clip_weights(num_frames, labelled=labelled)
             weights = ends if weights is None else weights * ends
         self.orders[name] = Order(
             dataset.rows_per_group, seed=self.recipe.seed, domain=name, rank=self.worker.rank, world=self.worker.world,

@@ -2,7 +2,8 @@
 
 With a split, ``<split>/images`` or ``images/<split>`` is read, whichever is there. A file ``tags.json`` of the form
 ``{"tags": {key: [class name, ...]}}`` adds image-level labels. With the variant ``clips`` each folder of images is one
-clip and the number that a file's name ends with the frame's: ``images/drive_1/frame_0001.png``.
+clip and the number that a file's name ends with the frame's: ``images/drive_1/frame_0001.png``. Of clips, one frame in
+many may be labelled; stills have a label each, or none has.
 """
 
 import json
@@ -18,12 +19,14 @@ def entries(tree: Tree, split: str | None, variant: str | None) -> Iterator[Entr
     """Every image below ``images/``; its key is the path below that folder without suffix."""
     images, labels = (_folder(tree, name, split) for name in ("images", "labels"))
     label_of = {stem(path): file for path, file in tree.find(labels).items()}
-    tags = _tags(tree)
-    for path, image in tree.find(images).items():
-        key = stem(path)
+    tags, files = _tags(tree), {stem(path): image for path, image in tree.find(images).items()}
+    sparse = variant == "clips" and not label_of.keys().isdisjoint(files)
+    for key, image in files.items():
         names = tuple(tags[key]) if key in tags else None
         clip, frame = _place(key) if variant == "clips" else (None, None)
-        yield Entry(key=key, image=image, label=label_of.get(key), tags=names, clip=clip, frame=frame)
+        label = label_of.get(key)
+        unlabelled = sparse and label is None
+        yield Entry(key=key, image=image, label=label, unlabelled=unlabelled, tags=names, clip=clip, frame=frame)
 
 
 def _place(key: str) -> tuple[str, int]:
