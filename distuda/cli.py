@@ -198,7 +198,7 @@ def sweep(
 ) -> None:
     """Search fields of a recipe by scores that need no target labels."""
     from tune.plan import Plan
-    from tune.space import load_space
+    from tune.space_file import load_space
     from tune.sweep import sweep
 
     path, overrides = _split(words or [])

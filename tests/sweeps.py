@@ -7,7 +7,7 @@ from settings import TINY
 
 from tune.plan import Plan
 from tune.records import Record, Records
-from tune.space import load_space
+from tune.space_file import load_space
 
 ROOT = Path(__file__).parent.parent
 

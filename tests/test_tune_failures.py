@@ -22,7 +22,7 @@ from distuda.engine.run import read_rows
 from distuda.errors import RunFailed, UserError
 from tune.plan import Plan
 from tune.run import ProcessRun, Task
-from tune.space import load_space
+from tune.space_file import load_space
 from tune.sweep import sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("one_thread")]

@@ -18,7 +18,8 @@ from tune.records import DONATED, Record, Records
 from tune.resources import share_of_cluster
 from tune.run import Task
 from tune.search import Tpe
-from tune.space import Configuration, load_space
+from tune.space import Configuration
+from tune.space_file import load_space
 from tune.sweep import _Run
 from tune.trial import DONATIONS, adopt, donate
 

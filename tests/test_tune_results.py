@@ -1,8 +1,10 @@
 """What a sweep refuses before Ray starts, how it chooses, and what its page shows."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from sweeps import SPACE, plan_for
 
@@ -10,10 +12,13 @@ from distuda.errors import UserError
 from distuda.plan import load_phases
 from tune import resources
 from tune.charts import axis_of
+from tune.live import Observer
+from tune.plan import settle
 from tune.records import Records
 from tune.report import render
-from tune.results import best_yaml, chosen_by, ranking, worth_keeping
-from tune.space import load_space
+from tune.results import best_yaml, chosen_by, ranking, to_parquet, worth_keeping
+from tune.space import Range, Space
+from tune.space_file import load_space
 from tune.sweep import sweep
 
 MISTAKES = {
@@ -33,6 +38,14 @@ MISTAKES = {
     "clips": (SPACE, {"choose": ("temporal_consistency",)}, "--choose temporal_consistency needs clips"),
     "cpus": (SPACE, {"cpus": 2, "words": ("workers=1",)}, "with workers=1 the workers take theirs"),
     "concurrent": (SPACE, {"search": "pbt", "words": ("workers=1",)}, "leave --concurrent out"),
+    "share": (SPACE, {"search": "pbt", "cpus": 1}, "give --cpus or --concurrent, not both"),
+    "negative grace": (SPACE, {"scheduler": "asha", "grace": -5}, "--grace -5 is below 0"),
+    "negative concurrent": (SPACE, {"concurrent": -1}, "--concurrent -1 is below 0"),
+    "no cpus": (SPACE, {"cpus": 0}, "--cpus 0 is no share"),
+    "negative gpus": (SPACE, {"gpus": -1}, "--gpus -1 is no share"),
+    "grid": (SPACE, {"search": "grid", "points": 10_001}, "with 10001 points a range has 10,001 configurations"),
+    "steered": (SPACE, {"objective": "aggregate"}, "aggregate: .* cannot steer a search. Give it to --choose"),
+    "chosen": (SPACE, {"choose": ("aggregat",)}, "did you mean 'aggregate'.*temporal_consistency, target_miou, aggreg"),
     "checkpoints": (SPACE, {"search": "pbt", "words": ("checkpoint.every_steps=3",)}, "=3 does not divide evaluation"),
 }
 
@@ -49,6 +62,20 @@ def test_mistakes_are_told_before_ray_starts(
     with pytest.raises(UserError, match=message):
         sweep(plan)
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("search", ["random", "grid", "pbt"])
+def test_each_configuration_that_is_drawn_is_read(
+    search: str, domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "method.name: {choice: [advent, minent]}\nmethod.lambda_adv: {uniform: [0.1, 0.2]}\n"
+    plan = plan_for(tmp_path, domains, text, search=search, num=8, concurrent=0, grace=2)
+    plan = replace(plan, words=tuple(word for word in plan.words if not word.startswith("method")))
+    # field by field nothing would be wrong
+    monkeypatch.setattr(Space, "check", lambda self, recipe, words: load_phases(recipe, words))
+    with pytest.raises(UserError, match=r"method.name=minent method.lambda_adv=0.1\d*: unknown field"):
+        settle(plan)
+    assert settle(replace(plan, search="tpe"))
 
 
 def made(tmp_path: Path, scores: list[tuple[str, float, float]]) -> Records:
@@ -114,6 +141,32 @@ def test_options_of_a_chart_are_numbers_by_size_then_words() -> None:
     assert [label for _, label in axis.marks()] == ["1e-09", "0.0008", "0.001", "9", "10", "none"]
 
 
+def test_an_axis_is_a_range_only_where_all_values_are_of_it() -> None:
+    rates = axis_of("x", [0.02, 0.5], Range(0.01, 1, log=True))
+    assert [label for _, label in rates.marks()] == ["0.01", "1"] and not rates.options
+    for other in (0, "null", True, [1]):  # options that the same field has under another option
+        axis = axis_of("x", [0.02, other], Range(0.01, 1, log=True))
+        assert len(axis.options) == 2 and axis.place(other) is not None
+    wider = axis_of("x", [0.02, 5], Range(0.01, 1))
+    assert wider.place(5) == 1 and wider.place(0.01) == 0
+
+
+def test_a_field_that_is_a_range_here_and_a_choice_there_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("""
+method.name:
+  choice:
+    advent: {method.class_prior: {loguniform: [0.01, 1]}}
+    minent: {method.class_prior: {choice: [0, 0.1]}}
+""")
+    records = made(tmp_path, [("finished", 0.9, 0.1), ("finished", 0.8, 0.8)])
+    for record, (name, value) in zip(records, (("advent", 0.3), ("minent", 0)), strict=True):
+        record.configuration = {"method.name": name, "method.class_prior": value}
+        records.save(record)
+    space = load_space(str(tmp_path / "space.yaml"))
+    page = render(records, ranking(records, ["entropy"], 1), space, "entropy", ["entropy"])
+    assert ">0</text>" in page and ">0.3</text>" in page
+
+
 def test_null_is_an_option_that_the_page_shows(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text("source.rare_class_temperature: {choice: [null, 0.05]}\n")
     records = made(tmp_path, [("finished", 0.9, 0.1), ("finished", 0.8, 0.8)])
@@ -135,6 +188,14 @@ def test_the_oracle_is_called_so_everywhere(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
     page = render(records, ranked, load_space(str(tmp_path / "space.yaml")), "target_miou", ["target_miou"])
     assert "<b>Oracle.</b>" in page and "target_miou (oracle)" in page and "http" not in page.replace("http-equiv", "")
+    for by, objective, said in (
+        (["target_miou"], "target_miou", "by target_miou (oracle)"),
+        (["target_miou"], "entropy", "by target_miou (oracle), searched by entropy"),
+        (["entropy"], "target_miou", "by entropy, searched by target_miou (oracle)"),
+    ):
+        table = pq.read_table(io.BytesIO(to_parquet(records, ranked, by, objective)))
+        assert table["chosen_by"].to_pylist() == [said]
+        assert f"chosen {said}" in str(Observer(records, objective, by, 1, 1).table().title)
     phases, entropy = load_phases(None, []), ["entropy"]
     assert best_yaml(phases, ranked[0], ["target_miou"], "target_miou", "s").startswith(
         "# The best configuration of s by target_miou (oracle).\n"

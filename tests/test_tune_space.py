@@ -8,7 +8,8 @@ import pytest
 
 from distuda.errors import UserError
 from distuda.plan import load_phases
-from tune.space import Range, load_space, presets, words_of
+from tune.space import Range, words_of
+from tune.space_file import load_space, presets
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 CONDITIONAL = """
@@ -131,6 +132,12 @@ MISTAKES = {
     "seed: {int: [0, 9]}": r"'seed' cannot be searched",
     "phases.erase.relabel.share: {uniform: [0.1, 0.4]}": r"this recipe has no phases",
     "{}": r"is empty",
+    "optimizer.lr: ???": r"space .*: optimizer.lr: Missing mandatory value: optimizer.lr. Write a range or choice",
+    "optimizer.lr: ${steps}": r"space .*: optimizer.lr: Interpolation key 'steps' not found. Write a range or choice",
+    "source.rare_class_temperature: {choice: {null: {}, 0.05: {}}}": r"has null as a key. Write none",
+    "model.name: {choice: {lite: {optimizer.lr: {uniform: [0.1, 1]}}}}\n"
+    "method.name: {choice: {minent: {}, advent: {optimizer.lr: {uniform: [0.2, 1]}}}}":
+        r"'optimizer.lr' is searched under options of both 'model.name' and 'method.name'",
 }  # fmt: skip
 
 
@@ -138,6 +145,42 @@ MISTAKES = {
 def test_mistakes_are_told_with_the_path_before_anything_starts(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=MISTAKES[text]):
         load_space(write(tmp_path, text)).check(None)
+
+
+def test_fields_beside_a_choice_are_read_under_each_option(tmp_path: Path) -> None:
+    beside = "method.name: {choice: [advent, self_training]}\nmethod.lambda_adv: {loguniform: [1.0e-4, 1.0e-2]}\n"
+    with pytest.raises(UserError, match=r"method.name=self_training method.lambda_adv=0.0001: .*unknown field"):
+        load_space(write(tmp_path, beside)).check(str(RECIPES / "advent.yaml"))
+    above = """
+model.name: {choice: {lite: {method.name: {choice: [advent, self_training]}}, mit_b0: {}}}
+method.lambda_adv: {loguniform: [1.0e-4, 1.0e-2]}
+"""
+    with pytest.raises(UserError, match=r"method.name=self_training method.lambda_adv=0.0001: .*unknown field"):
+        load_space(write(tmp_path, above)).check(str(RECIPES / "advent.yaml"))
+
+
+def test_a_configuration_is_read_whole(tmp_path: Path) -> None:
+    space = load_space(write(tmp_path, CONDITIONAL))
+    good = space.sample(random.Random(0))
+    space.check_drawn([good], None)
+    with pytest.raises(UserError, match=r"method.name=minent optimizer.lr=-1: optimizer.lr=-1 is not valid"):
+        space.check_drawn([good, {"method.name": "minent", "optimizer.lr": -1}], None)
+
+
+def test_a_space_is_its_fields_whatever_it_is_called(tmp_path: Path) -> None:
+    nested = load_space("self_training")  # with fields under options
+    again = load_space("tune/spaces/self_training.yaml")
+    assert nested == again and str(nested.fields) == str(again.fields)
+
+
+def test_ranges_are_found_however_deep(tmp_path: Path) -> None:
+    text = """
+model.name:
+  choice:
+    lite: {method.name: {choice: {minent: {method.lambda_ent: {uniform: [0.1, 0.2]}}, source_only: {}}}}
+    mit_b0: {}
+"""
+    assert load_space(write(tmp_path, text)).ranges() == {"method.lambda_ent": Range(0.1, 0.2)}
 
 
 def test_unknown_spaces_and_fixed_fields(tmp_path: Path) -> None:

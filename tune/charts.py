@@ -48,11 +48,15 @@ class Axis:
 
 
 def axis_of(name: str, values: Sequence[Any], span: Range | None) -> Axis:
-    """The axis of a field: the space's range, or the options that occur."""
-    if span is not None:
-        return Axis(name, span.low, span.high, span.log)
+    """The axis of a field: the space's range, or the options that occur where some are not of it."""
+    if span is not None and all(_is_number(value) and (value > 0 or not span.log) for value in values):
+        return Axis(name, min([span.low, *values]), max([span.high, *values]), span.log)
     options = {json.dumps(value): value for value in values if value is not None}
     return Axis(name, options=tuple(sorted(options, key=lambda word: _by_size(options[word]))))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _by_size(value: Any) -> tuple[bool, float, str]:

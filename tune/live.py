@@ -1,5 +1,6 @@
 """A sweep as it runs: a live table on a terminal, one line an event elsewhere; and the keeper of its records."""
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune.records import Record, Records
-from tune.results import chosen_by, label_of, worth_keeping
+from tune.results import chosen_by, how_chosen, label_of, worth_keeping
 from tune.space import Configuration, words_of
 from tune.trial import key_of
 
@@ -79,6 +80,8 @@ class Observer(tune.Callback):
         record.scores = {
             name.removeprefix("score_"): float(value) for name, value in result.items() if name.startswith("score_")
         }
+        if result.get("refused"):
+            self._say(record, "goes on from its own weights: the other trial's checkpoint was gone")
         if reason := result.get("failed"):
             record.status, record.reason = "failed", reason
             self._say(record, f"failed: {reason}")
@@ -95,7 +98,7 @@ class Observer(tune.Callback):
         record.status = "finished" if result.get("step", 0) >= result.get("total", 0) else "stopped"
         self.records.save(record)
         self._say(record, f"{record.status} after step {record.step}, {record.seconds:.0f} s")
-        self._free()
+        self.free()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's actor failed once too often: it was lost, or Tune could not work with it."""
@@ -112,9 +115,12 @@ class Observer(tune.Callback):
     def _value(self, record: Record) -> float:
         return record.scores.get(key_of(self.objective), float("-inf"))
 
-    def _free(self) -> None:
-        by = chosen_by(self.choose, self.objective, self.records)
-        self.records.free_checkpoints(worth_keeping(self.records, by, self.keep))
+    def free(self) -> None:
+        """Remove the checkpoints of ended trials that are not among the best."""
+        self.records.free_checkpoints(worth_keeping(self.records, self._by(), self.keep))
+
+    def _by(self) -> list[str]:
+        return chosen_by(self.choose, self.objective, self.records)
 
     def _say(self, record: Record, text: str) -> None:
         key = (record.id, record.step, text)
@@ -132,7 +138,8 @@ class Observer(tune.Callback):
         said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         minutes = (time.monotonic() - self.began_s) / 60
         title = f"{len(self.records)} of {self.num} trials, {said or 'none ended'}, {minutes:.1f} min"
-        table = Table(title=f"{title}; score: {label_of(self.objective)}", title_justify="left")
+        title += f"; score: {label_of(self.objective)}, chosen {how_chosen(self._by(), self.objective)}"
+        table = Table(title=title, title_justify="left")
         for name in ("trial", "status", "step", "score", "s", "configuration"):
             table.add_column(name)
         rows = sorted(self.records, key=lambda r: (r.status != "running", r.status == "failed", -self._value(r)))
@@ -147,12 +154,14 @@ class Observer(tune.Callback):
 
 
 def _cause(trial: Any) -> str:
-    """What Tune wrote down of an actor's last failure, in one sentence."""
+    """What Tune wrote down of an actor's last failure, in one sentence: the exception, not the advice below it."""
     path = trial.error_file
-    lines = Path(path).read_text(errors="replace").strip().splitlines() if path and Path(path).exists() else []
+    text = Path(path).read_text(errors="replace") if path and Path(path).exists() else ""
+    lines = text.rpartition("Failure # ")[2].strip().splitlines()
     if not lines or any("ActorDiedError" in line or "died" in line for line in lines):
         return "its process was lost again and again, often for lack of memory"
-    return f"its process failed again and again: {lines[-1].strip()}"
+    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Failed)\b", line)]
+    return f"its process failed again and again: {(raised or lines)[-1].strip()}"
 
 
 def _briefly(configuration: Configuration) -> str:

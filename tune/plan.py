@@ -1,6 +1,8 @@
 """A sweep as the user asks for it, and everything that is refused before Ray starts."""
 
 import json
+import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from distuda.plan import to_yaml as phases_to_yaml
 from distuda.recipe import Recipe
 from tune.results import AGGREGATE, OF_CLIPS
 from tune.run import total_steps
-from tune.space import Space
+from tune.space import Configuration, Space
 from tune.trial import TARGET_MIOU
 
 Search = Literal["random", "grid", "tpe", "pbt"]
@@ -78,9 +80,25 @@ def settle(plan: Plan) -> tuple[Plan, list[Phase]]:
             raise UserError(f"{word!r}: a sweep names its trials' folders itself. Use --out and --resume.")
     base = load_phases(plan.recipe, [*plan.words, f"out={plan.out}/trials/base"])
     plan = replace(plan, words=(*plan.words, *_words_for_all(plan, base)))
-    phases = plan.space.check(plan.recipe, [*plan.words, f"out={plan.out}/trials/base"])
+    words = [*plan.words, f"out={plan.out}/trials/base"]
+    phases = plan.space.check(plan.recipe, words)
+    plan.space.check_drawn(drawn(plan), plan.recipe, words)
     _require_fit(plan, phases)
     return plan, phases
+
+
+def drawn(plan: Plan) -> list[Configuration]:
+    """All configurations of a search that knows them from the start; none of `tpe`, which meets them as it goes.
+
+    Raises:
+        UserError: a grid so large that it must be a mistake.
+    """
+    if plan.search == "tpe":
+        return []
+    if plan.search == "grid":
+        return plan.space.grid(plan.points)
+    rng = random.Random(plan.seed)
+    return [plan.space.sample(rng) for _ in range(plan.num)]
 
 
 def _require_options(plan: Plan) -> None:
@@ -89,19 +107,40 @@ def _require_options(plan: Plan) -> None:
             raise UserError(
                 f"--{name} {given!r} is unknown{nearest(given, get_args(kind))}: {', '.join(get_args(kind))}."
             )
-    for name in (plan.objective, *plan.choose):
-        known = [*SCORES, OF_CLIPS, TARGET_MIOU]
-        if name not in known and not (name == AGGREGATE and name != plan.objective):
-            raise UserError(f"{name!r} is no score{nearest(name, known)}. There are: {', '.join(known)}.")
+    _require_known_scores(plan)
     if plan.search == "pbt" and (plan.scheduler != "none" or plan.seeds > 1):
         raise UserError(
             "--search pbt is a scheduler itself, whose trials learn from each other: no --scheduler, no --seeds."
         )
     if plan.search == "pbt" and plan.num < 2:
         raise UserError(f"--search pbt needs a population: --num {plan.num} is too few. Give 4 or more.")
+    if plan.search == "pbt" and plan.concurrent and plan.cpus is not None:
+        raise UserError(
+            "--search pbt runs as many trials at once as --cpus leaves room for: give --cpus or --concurrent, not both."
+        )
     for name in ("num", "points", "seeds", "keep"):
         if getattr(plan, name) < 1:
             raise UserError(f"--{name} {getattr(plan, name)} is too few. Give at least 1.")
+    for name in ("concurrent", "grace"):
+        if getattr(plan, name) < 0:
+            raise UserError(f"--{name} {getattr(plan, name)} is below 0. Give a number, or 0 to have it chosen.")
+    if plan.cpus is not None and not 0 < plan.cpus < math.inf:
+        raise UserError(f"--cpus {plan.cpus:g} is no share of a machine. Give more than 0, or leave it out.")
+    if plan.gpus is not None and not 0 <= plan.gpus < math.inf:
+        raise UserError(f"--gpus {plan.gpus:g} is no share of a machine. Give 0 or more, or leave it out.")
+
+
+def _require_known_scores(plan: Plan) -> None:
+    known = [*SCORES, OF_CLIPS, TARGET_MIOU]
+    if plan.objective == AGGREGATE:
+        raise UserError(
+            f"--objective {AGGREGATE}: a mean place needs all trials, so it cannot steer a search. Give it to "
+            f"--choose, and here one of: {', '.join(known)}."
+        )
+    for names, allowed in (((plan.objective,), known), (plan.choose, [*known, AGGREGATE])):
+        for name in names:
+            if name not in allowed:
+                raise UserError(f"{name!r} is no score{nearest(name, allowed)}. There are: {', '.join(allowed)}.")
 
 
 def _words_for_all(plan: Plan, base: Sequence[Phase]) -> list[str]:

@@ -153,8 +153,8 @@ def how_chosen(by: Sequence[str], objective: str) -> str:
     return chosen if list(by) == [objective] else f"{chosen}, searched by {label_of(objective)}"
 
 
-def to_parquet(records: Records, ranked: Sequence[Found]) -> bytes:
-    """One row a trial: its place, status, configuration (a column a path), scores (a column each), cost and folder."""
+def to_parquet(records: Records, ranked: Sequence[Found], by: Sequence[str], objective: str) -> bytes:
+    """One row a trial: its place and by what, status, configuration and scores (a column each), cost and folder."""
     place = {record.id: i for i, one in enumerate(ranked, 1) for record in one.records}
     rows = list(records)
     paths = list(dict.fromkeys(path for record in rows for path in record.configuration))
@@ -166,6 +166,7 @@ def to_parquet(records: Records, ranked: Sequence[Found]) -> bytes:
         "status": [record.status for record in rows],
         "reason": [record.reason or None for record in rows],
         "place": [place.get(record.id) for record in rows],
+        "chosen_by": [how_chosen(by, objective) for _ in rows],
         "step": [record.step for record in rows],
         "seconds": [record.seconds for record in rows],
         "folder": [records.folder(record.id) for record in rows],
@@ -200,7 +201,7 @@ def write_results(
         by: what it was chosen by.
         objective: what was searched by.
     """
-    files: Mapping[str, bytes] = {"results.parquet": to_parquet(records, ranked)}
+    files: Mapping[str, bytes] = {"results.parquet": to_parquet(records, ranked, by, objective)}
     if phases:
         files = {**files, "best.yaml": best_yaml(phases, ranked[0], by, objective, records.out).encode()}
     for name, content in files.items():

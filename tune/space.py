@@ -18,27 +18,18 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any, Protocol
 
-from distuda import storage
-from distuda.errors import UserError, nearest
+from distuda.errors import UserError
 from distuda.plan import Phase, load_phases
-from distuda.recipe import read_config
 
 Configuration = dict[str, Any]
 """Path -> value; plain values that JSON keeps."""
 
-SPACES = files("tune") / "spaces"
-"""The folder of the spaces that come with Distuda, one a method."""
-
 MOST_GRID = 10_000
 """Points beyond which a grid is taken for a mistake [configurations]."""
-
-_FIXED = ("out", "resume", "evaluation", "checkpoint", "seed", "workers", "device")
-"""Fields that decide how trials are run and compared; none may differ between them."""
 
 _PERTURBATION = (0.8, 1.25)
 """Factors of population-based training (Jaderberg et al. 2017 use 0.8 and 1.2); ours undo each other."""
@@ -113,6 +104,10 @@ class Choice:
     options: tuple[Any, ...]
     inner: Mapping[str, "Space"] = field(default_factory=dict)
 
+    def ends(self) -> list[Any]:
+        """What must be valid: every option."""
+        return list(self.options)
+
     def under(self, option: Any) -> "Space | None":
         """The fields that depend on an option."""
         return self.inner.get(str(option))
@@ -123,11 +118,11 @@ class Space:
     """Fields by their dotted path, in the file's order.
 
     Attributes:
-        name: where it was read, for messages.
+        name: where it was read, for messages; spaces are the same by their fields.
         fields: what each path may become.
     """
 
-    name: str
+    name: str = field(compare=False, repr=False)
     fields: Mapping[str, Range | Choice]
 
     def sample(self, rng: random.Random) -> Configuration:
@@ -219,17 +214,20 @@ class Space:
 
     def paths(self) -> list[str]:
         """Every path, those under options too, each once."""
-        found = dict.fromkeys(self.fields)
+        return list(dict.fromkeys(path for path, _ in self._everywhere()))
+
+    def _everywhere(self) -> Iterator[tuple[str, Range | Choice]]:
+        """Every field, those of its own first and then those under options, however deep."""
+        yield from self.fields.items()
         for kind in self.fields.values():
             if isinstance(kind, Choice):
-                found |= dict.fromkeys(path for space in kind.inner.values() for path in space.paths())
-        return list(found)
+                for space in kind.inner.values():
+                    yield from space._everywhere()
 
     def ranges(self) -> dict[str, Range]:
         """Every path that is a range somewhere, with the range that spans all of them."""
         spans: dict[str, Range] = {}
-        spaces = [self, *(s for kind in self.fields.values() if isinstance(kind, Choice) for s in kind.inner.values())]
-        for path, kind in ((path, kind) for space in spaces for path, kind in space.fields.items()):
+        for path, kind in self._everywhere():
             if isinstance(kind, Range):
                 old = spans.get(path, kind)
                 spans[path] = Range(min(old.low, kind.low), max(old.high, kind.high), old.log and kind.log, kind.whole)
@@ -237,6 +235,8 @@ class Space:
 
     def check(self, recipe: str | None, words: Sequence[str] = ()) -> list[Phase]:
         """Read ends and inside of every range and every option through the recipe; gives the recipe's own phases.
+
+        The fields beside a choice are read under each of its options too: a method lacks other methods' fields.
 
         Args:
             recipe: path of the YAML file that is searched from, or None.
@@ -246,22 +246,41 @@ class Space:
             UserError: what the recipe refuses, with the space's name, the path and the value.
         """
         phases = load_phases(recipe, words)
-        self._check(recipe, words, {})
+        given = {word.partition("=")[0] for word in words}
+        if twice := next((path for path in self.paths() if path in given), None):
+            raise UserError(f"{self.name}: {twice!r} is searched and also fixed on the command line. Leave one out.")
+        self._check(recipe, words, {}, {})
         return phases
 
-    def _check(self, recipe: str | None, words: Sequence[str], above: Configuration) -> None:
-        given = {word.partition("=")[0] for word in words}
+    def check_drawn(self, drawn: Iterable[Configuration], recipe: str | None, words: Sequence[str] = ()) -> None:
+        """Read whole configurations through the recipe; arguments and errors as in `check`."""
+        for configuration in drawn:
+            self._read(recipe, words, configuration, list(configuration))
+
+    def _check(
+        self, recipe: str | None, words: Sequence[str], above: Configuration, beside: Mapping[str, Range | Choice]
+    ) -> None:
+        """Each field alone, then under each option of a choice the others: those here and those ``beside`` it above."""
         for path, kind in self.fields.items():
-            if path in given:
-                raise UserError(f"{self.name}: {path!r} is searched and also fixed on the command line. Leave one out.")
-            for value in kind.ends() if isinstance(kind, Range) else kind.options:
-                here = {**above, path: value}
-                try:
-                    load_phases(recipe, [*words, *words_of(here)])
-                except UserError as error:
-                    raise UserError(f"{self.name}: {path}={_text(value)}: {error}") from None
-                if isinstance(kind, Choice) and (space := kind.under(value)):
-                    space._check(recipe, words, here)
+            for value in kind.ends():
+                self._read(recipe, words, {**above, path: value}, [path])
+        choices = [(path, kind) for path, kind in self.fields.items() if isinstance(kind, Choice)]
+        for path, choice in choices:
+            others = {**beside, **{other: kind for other, kind in self.fields.items() if other != path}}
+            for option in choice.options:
+                here = {**above, path: option}
+                for other, value in ((other, value) for other, kind in others.items() for value in kind.ends()):
+                    self._read(recipe, words, {**here, other: value}, [path, other])
+                if space := choice.under(option):
+                    space._check(recipe, words, here, others)
+
+    def _read(self, recipe: str | None, words: Sequence[str], chosen: Configuration, named: Sequence[str]) -> None:
+        """Read a configuration through the recipe; an error names these of its fields."""
+        try:
+            load_phases(recipe, [*words, *words_of(chosen)])
+        except UserError as error:
+            said = " ".join(f"{path}={_text(chosen[path])}" for path in named)
+            raise UserError(f"{self.name}: {said}: {error}") from None
 
 
 def words_of(configuration: Mapping[str, Any]) -> list[str]:
@@ -276,97 +295,3 @@ def _is_kind(path: str) -> bool:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def presets() -> list[str]:
-    """Names of the spaces that come with Distuda."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in SPACES.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_space(given: str) -> Space:
-    """A space by the name of a preset, or from a YAML file or URI.
-
-    Raises:
-        UserError: no such preset or file, an unknown kind, an empty or reversed range, a path given twice.
-    """
-    is_name = "/" not in given and not given.endswith((".yaml", ".yml"))
-    if is_name and given not in presets():
-        names = presets()
-        raise UserError(f"no space {given!r}{nearest(given, names)}. Give a YAML file, or one of: {', '.join(names)}.")
-    text = str(SPACES / f"{given}.yaml") if is_name else given
-    if given in [f"tune/spaces/{preset}.yaml" for preset in presets()] and not storage.exists(given):
-        text = str(SPACES / given.rpartition("/")[2])  # as a checkout has it, from wherever the user is
-    try:
-        config = read_config(text)
-    except UserError as error:
-        raise UserError(str(error).replace("recipe", "space", 1)) from error
-    return _space(f"space {given}", {str(path): config[path] for path in config})
-
-
-def _space(name: str, values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Space:
-    from omegaconf import OmegaConf
-
-    fields: dict[str, Range | Choice] = {}
-    if not values and not above:
-        raise UserError(f"{name} is empty. Write at least one line such as optimizer.lr: {{loguniform: [1e-5, 1e-3]}}.")
-    for path, raw in values.items():
-        value = OmegaConf.to_container(raw) if OmegaConf.is_config(raw) else raw
-        if path in above:
-            raise UserError(f"{name}: {path!r} is given twice, once for an option and once above it. Keep one.")
-        head = path.split(".")[2] if path.startswith("phases.") and path.count(".") >= 2 else path.split(".")[0]
-        if head in _FIXED:
-            raise UserError(
-                f"{name}: {path!r} cannot be searched: trials must not differ in how they run and are scored."
-            )
-        fields[path] = _field(name, path, value, (*above, *values))
-    return Space(name, fields)
-
-
-def _field(name: str, path: str, value: Any, above: tuple[str, ...]) -> Range | Choice:
-    kinds = ("uniform", "loguniform", "int", "choice")
-    where = f"{name}: {path}"
-    if not isinstance(value, dict) or len(value) != 1:
-        raise UserError(
-            f"{where}: {value!r} is no range or choice. Write one of {', '.join(kinds)}, as {{uniform: [0, 1]}}."
-        )
-    [(kind, body)] = value.items()
-    if kind not in kinds:
-        raise UserError(f"{where}: unknown kind {kind!r}{nearest(str(kind), kinds)}. Allowed: {', '.join(kinds)}.")
-    return _choice(name, path, body, above) if kind == "choice" else _range(where, kind, body)
-
-
-def _range(where: str, kind: str, body: Any) -> Range:
-    if not (isinstance(body, list) and len(body) == 2 and all(_is_number(end) for end in body)):
-        raise UserError(f"{where}: {kind}: {body!r} is not a pair of numbers. Write {{{kind}: [LOW, HIGH]}}.")
-    low, high = body
-    if not low < high:
-        raise UserError(f"{where}: {kind}: [{low}, {high}] is empty. The first number must be below the second.")
-    if kind == "loguniform" and low <= 0:
-        raise UserError(f"{where}: loguniform: [{low}, {high}] has no logarithm. Start above 0, or use uniform.")
-    if kind == "int" and not all(isinstance(end, int) for end in body):
-        raise UserError(f"{where}: int: [{low}, {high}] must be whole numbers. Write them so, or use uniform.")
-    return Range(low, high, log=kind == "loguniform", whole=kind == "int")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _choice(name: str, path: str, body: Any, above: tuple[str, ...]) -> Choice:
-    if not isinstance(body, list | dict) or not body:
-        raise UserError(f"{name}: {path}: choice: {body!r} has no options. Give a list, or a mapping option -> fields.")
-    options = tuple(body)
-    words = [json.dumps(option) for option in options]
-    if twice := next((word for word in words if words.count(word) > 1), None):
-        raise UserError(f"{name}: {path}: choice: the option {twice} is there twice. Leave one out.")
-    if isinstance(body, list):
-        return Choice(options)
-    inner = {}
-    for option, fields in body.items():
-        if not isinstance(fields, dict | None):
-            raise UserError(
-                f"{name}: {path}: choice: {option}: {fields!r} is no mapping of fields. Write {{}} for none."
-            )
-        if fields:
-            inner[str(option)] = _space(name, fields, above)
-    return Choice(options, inner)
