@@ -15,7 +15,7 @@ from distuda.recipe import Recipe, load_recipe
 from tune import resources
 from tune.plan import agree, settle
 from tune.records import DONATED, Record, Records
-from tune.resources import share_of_cluster
+from tune.resources import share_of_cluster, threads_of
 from tune.run import Task
 from tune.search import Tpe
 from tune.space import Configuration
@@ -127,6 +127,30 @@ def test_a_trial_takes_no_more_than_a_node_has(monkeypatch: pytest.MonkeyPatch) 
     assert share(monkeypatch, ONE_GPU) == (2, {"CPU": 7.5, "GPU": 1.0})
     assert share(monkeypatch, ONE_GPU, gpus=0.5) == (4, {"CPU": 3.75, "GPU": 0.5})
     assert share(monkeypatch, ONE_GPU, "device=cpu")[1] == {"CPU": 1.0}
+
+
+def test_a_cluster_that_grows_is_waited_for_by_all_trials(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    head = [{"CPU": 3.0}]
+    assert share(monkeypatch, head, "device=cuda") == (16, {"CPU": 1.0, "GPU": 1.0})
+    assert share(monkeypatch, head, "device=cuda", cpus=4, concurrent=5) == (5, {"CPU": 4, "GPU": 1.0})
+    assert share(monkeypatch, head, cpus=8) == (16, {"CPU": 8})
+    capsys.readouterr()
+    assert share(monkeypatch, head, "device=cuda", "workers=2", concurrent=3) == (3, {"CPU": 0.01})
+    assert not capsys.readouterr().err
+    assert share(monkeypatch, head, "device=cuda", "workers=2") == (1, {"CPU": 0.01})
+    assert "2 GPUs a trial, but the cluster has 0; waiting until it has grown" in capsys.readouterr().err
+
+
+def test_a_trial_computes_with_the_cpus_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads_of(share(monkeypatch, FOUR, num=3)[1]) == 16
+    assert threads_of({"CPU": 7.5, "GPU": 1.0}) == 7
+    assert threads_of({"CPU": 0.5}) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads_of({"CPU": 16.0}) == 3
 
 
 def test_trials_with_workers_run_as_far_as_their_gpus_reach(monkeypatch: pytest.MonkeyPatch) -> None:

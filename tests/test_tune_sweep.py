@@ -39,6 +39,7 @@ def test_random_search_trains_each_trial_and_writes_what_it_found(
     first = table["place"].index(1)
     assert best.optimizer.lr == table["optimizer.lr"][first]
     assert len([f for f in (tmp_path / "sweep" / "trials").glob("*/checkpoints")]) == 3  # the best three keep theirs
+    assert not list((tmp_path / "sweep" / "trials").glob("*/donated"))  # and nobody keeps a copy for others
     assert "trial 0001-1  finished after step 6" in capfd.readouterr().err
 
 

@@ -10,6 +10,7 @@ Only the driver writes these; whoever trains writes the run.
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -101,11 +102,15 @@ class Records:
         return [record for record in self if record.status in ENDED]
 
     def free_checkpoints(self, keep: Iterable[str]) -> None:
-        """Remove the checkpoints of ended trials that are not to be kept."""
+        """Remove the checkpoints of ended trials that are not to be kept.
+
+        A trial that was just stopped may be writing one still; the next call removes what is left of it.
+        """
         kept = set(keep)
         for record in self.ended():
             if record.id not in kept:
-                _remove_checkpoints(self.folder(record.id))
+                with suppress(OSError):
+                    _remove_checkpoints(self.folder(record.id))
 
     def free_donations(self) -> None:
         """Remove what trials kept for others of their population."""

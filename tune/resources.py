@@ -28,7 +28,8 @@ def share_of_cluster(
         cpus, gpus: of a trial as the user wants it; None = by the cluster.
 
     Raises:
-        UserError: more than this machine has. A cluster that may grow is waited for, which is said.
+        UserError: more than this machine has. A cluster that may grow is waited for, which is said, by all trials that
+            may run at once.
     """
     wanted = max(1, concurrent) * max(recipe.workers, cpus or 1)
     start_ray(num_cpus=math.ceil(max(num_cores(), wanted)) + 1)
@@ -37,12 +38,14 @@ def share_of_cluster(
     have = ray.cluster_resources()
     spare = max(1.0, have.get("CPU", 1.0) - 1)  # one is left to Ray Data
     if recipe.workers:
-        fits = _fitting_workers(recipe, spare, have.get("GPU", 0))
-        return min(num, concurrent or fits), {"CPU": 0.01}
+        at_once = min(num, concurrent or _fitting_workers(recipe, spare, have.get("GPU", 0)))
+        return at_once, {"CPU": 0.01}
     if gpus is None:
         gpus = 1.0 if recipe.device == "cuda" or (recipe.device == "auto" and have.get("GPU", 0)) else 0.0
     largest = _largest_node()
-    _require_node(largest, {"CPU": cpus or 0, "GPU": gpus})
+    waits = not _has_node(largest, {"CPU": cpus or 0, "GPU": gpus})
+    if waits:  # trials that wait make the cluster grow, by nodes of which nothing is known yet
+        return min(num, concurrent or num), {"CPU": cpus or 1.0, **({"GPU": gpus} if gpus else {})}
     fits = int(have.get("GPU", 0) / gpus) if gpus else int(spare / (cpus or 1))
     at_once = max(1, min(num, concurrent or fits))
     # a fair share, so that just as many fit: a population is held back by nothing else
@@ -50,11 +53,21 @@ def share_of_cluster(
     return at_once, {"CPU": share, **({"GPU": gpus} if gpus else {})}
 
 
+def threads_of(resources: Resources) -> int:
+    """That a trial of one process computes with, wherever it runs: the whole CPUs that it takes."""
+    return int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, int(resources["CPU"]))
+
+
 def _fitting_workers(recipe: Recipe, spare: float, gpus: float) -> int:
     """Trials whose workers have room beside each other, at least one."""
     fits = spare // recipe.workers
     if scaling_for(recipe).use_gpu:
         fits = min(fits, gpus // recipe.workers)
+        if not fits and "RAY_ADDRESS" in os.environ:  # how many processes may wait on the head is not ours to say
+            _say(
+                f"{recipe.workers} GPUs a trial, but the cluster has {gpus:g}; waiting until it has grown, one trial "
+                "at a time (with --concurrent N so many, of a population all)"
+            )
     return max(1, int(fits))
 
 
@@ -70,11 +83,16 @@ def _largest_node() -> Resources:
     return most
 
 
-def _require_node(largest: Resources, wanted: Resources) -> None:
-    """Some node must hold a whole trial; one that is still to come may."""
+def _has_node(largest: Resources, wanted: Resources) -> bool:
+    """Whether some node holds a whole trial; one that is still to come may."""
     missing: dict[str, Any] = {name: value for name, value in wanted.items() if value > largest.get(name, 0)}
     for name, value in missing.items():
         have = f"{value:g} {name}s a trial, but the largest node has {largest.get(name, 0):g}"
         if "RAY_ADDRESS" not in os.environ:
             raise UserError(f"{have}. Lower --{name.lower()}s{' or set device=cpu' if name == 'GPU' else ''}.")
-        print(f"{have}; waiting until the cluster has grown", file=sys.stderr, flush=True)
+        _say(f"{have}; waiting until the cluster has grown")
+    return not missing
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

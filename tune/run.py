@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from distuda import storage
 from distuda.cluster.failures import sentence_of
+from distuda.cluster.train import newest_step
 from distuda.engine.loop import Stopped
 from distuda.engine.run import read_rows
 from distuda.errors import RunFailed, UserError
@@ -38,7 +39,7 @@ class Task:
     Attributes:
         recipe: path of the YAML file, or None.
         words: overrides for every trial, under those of its configuration.
-        cwd: where relative paths are meant from.
+        cwd: where relative paths are meant from, on nodes that have it.
         threads: of a trial that runs in one process.
     """
 
@@ -71,24 +72,42 @@ def total_steps(phases: Sequence[Phase]) -> int:
     return sum(phase.recipe.steps for phase in phases if isinstance(phase.recipe, Recipe))
 
 
-def offsets(phases: Sequence[Phase]) -> dict[str, int]:
-    """Run folder of each phase that trains -> steps of those before it."""
-    found, before = {}, 0
+def _trained(phases: Sequence[Phase]) -> list[tuple[Recipe, int]]:
+    """Each phase that trains, with the steps of those before it."""
+    found, before = [], 0
     for phase in phases:
         if isinstance(phase.recipe, Recipe):
-            found[str(phase.recipe.out)] = before
+            found.append((phase.recipe, before))
             before += phase.recipe.steps
     return found
+
+
+def offsets(phases: Sequence[Phase]) -> dict[str, int]:
+    """Run folder of each phase that trains -> steps of those before it."""
+    return {str(recipe.out): before for recipe, before in _trained(phases)}
 
 
 def recorded(phases: Sequence[Phase]) -> list[Row]:
     """The evaluations that lie in a trial's run folder, as its `TrialRun` gave them."""
     return [
-        {**row, "step": row["step"] + before}
-        for folder, before in offsets(phases).items()
-        for row in read_rows(folder)
-        if row["kind"] == "evaluation"
+        {**row, "step": row["step"] + before} for recipe, before in _trained(phases) for row in _evaluations(recipe)
     ]
+
+
+def kept(phases: Sequence[Phase]) -> list[Row]:
+    """`recorded` without those whose checkpoint is still to be written, where one is due at their step."""
+    rows = []
+    for recipe, before in _trained(phases):
+        newest = newest_step(recipe)
+        for row in _evaluations(recipe):
+            due = row["step"] % recipe.checkpoint.every_steps == 0 or row["step"] == recipe.steps
+            if row["step"] <= newest or not due:
+                rows.append({**row, "step": row["step"] + before})
+    return rows
+
+
+def _evaluations(recipe: Recipe) -> list[Row]:
+    return [row for row in read_rows(str(recipe.out)) if row["kind"] == "evaluation"]
 
 
 class ThreadRun:
@@ -150,7 +169,8 @@ class ThreadRun:
 class ProcessRun:
     """A training by Ray Train workers, driven by a process of its own and followed through its metrics.jsonl.
 
-    The process ends with this one, however this one ends.
+    An evaluation is told once its checkpoint is there, which is written after the row: who is told may copy it. The
+    process ends with this one, however this one ends.
 
     Args:
         task: whose recipe and words it takes.
@@ -166,7 +186,7 @@ class ProcessRun:
         self._command = [sys.executable, "-m", "tune.child", "train", *given]
         self._phases, self._folder, self._cwd = task.phases(words, folder), folder, task.cwd
         self._environment = {**os.environ, "RAY_ADDRESS": address}
-        self._seen = {row["step"] for row in recorded(self._phases)}
+        self._seen = {row["step"] for row in kept(self._phases)}
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting: list[Row] = []
 
@@ -175,7 +195,7 @@ class ProcessRun:
         process = self._process = self._process or self._start()
         while True:
             over = process.poll() is not None  # looked at before the rows: none can come between
-            self._look()
+            self._look(recorded(self._phases) if over else kept(self._phases))
             if self._waiting:
                 return self._waiting.pop(0)
             if over:
@@ -187,8 +207,8 @@ class ProcessRun:
         Path(self._log).parent.mkdir(parents=True, exist_ok=True)
         with open(self._log, "wb") as log:
             return subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=self._cwd, env=self._environment,
-                start_new_session=True,
+                self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=self._environment,
+                cwd=self._cwd if Path(self._cwd).is_dir() else None, start_new_session=True,
             )  # fmt: skip
 
     @property
@@ -197,8 +217,8 @@ class ProcessRun:
             return storage.join(self._folder, "console.txt")
         return os.path.join(tempfile.gettempdir(), f"distuda-trial-{os.getpid()}.txt")
 
-    def _look(self) -> None:
-        for row in recorded(self._phases):
+    def _look(self, rows: Sequence[Row]) -> None:
+        for row in rows:
             if row["step"] not in self._seen:
                 self._seen.add(row["step"])
                 self._waiting.append(row)

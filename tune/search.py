@@ -112,10 +112,15 @@ def scheduler_for(name: str, *, steps: int, grace: int) -> TrialScheduler:
             reduction_factor=REDUCTION,
         )  # fmt: skip
     if name == "median":
-        return MedianStoppingRule(
-            time_attr="step", metric="objective", mode="max", grace_period=grace, min_samples_required=3
-        )
+        return _Median(time_attr="step", metric="objective", mode="max", grace_period=grace, min_samples_required=3)
     return FIFOScheduler()
+
+
+class _Median(MedianStoppingRule):
+    """Tune's rule, which would pause a trial, and so save it, while there are too few others to compare it with."""
+
+    def _on_insufficient_samples(self, *_: Any) -> str:
+        return str(TrialScheduler.CONTINUE)
 
 
 def population(space: Space, *, every: int, seed: int) -> PopulationBasedTraining:

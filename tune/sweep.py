@@ -8,20 +8,18 @@ search all they knew.
 
 import logging
 import os
-import random
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 from distuda import storage
-from distuda.cluster.local import num_cores
 from distuda.errors import RunFailed
 from distuda.plan import Phase, load_phases
-from tune.plan import Plan, agree, grace_of, last_recipe, settle
+from tune.plan import Plan, agree, drawn, grace_of, last_recipe, settle
 from tune.records import ENDED, Record, Records
 from tune.report import write_report
-from tune.resources import Resources, share_of_cluster
+from tune.resources import Resources, share_of_cluster, threads_of
 from tune.results import chosen_by, how_chosen, ranking, write_results
 from tune.run import Task, total_steps
 from tune.space import Configuration
@@ -75,16 +73,17 @@ class _Run:
         """Run these trials, or those that a search offers, to their ends."""
         if listed is not None and all(record.status in ENDED for record in listed):
             return
+        plan = self.plan
         concurrent, resources = share_of_cluster(
-            self.recipe, num, concurrent=self.plan.concurrent, cpus=self.plan.cpus, gpus=self.plan.gpus
+            self.recipe, num, concurrent=plan.concurrent, cpus=plan.cpus, gpus=plan.gpus
         )
         from tune.live import Observer
 
-        plan = self.plan
         with tempfile.TemporaryDirectory(prefix="distuda-sweep-") as scratch:
             observer = Observer(self.records, plan.objective, plan.choose, plan.keep, max(num, len(self.records)))
             with observer:
                 self._tuner(listed, concurrent, resources, scheduler, observer, scratch).fit()
+            observer.free()  # nobody writes any more
         if plan.search == "pbt":
             storage.remove(storage.join(plan.out, POPULATION))
             self.records.free_donations()
@@ -99,13 +98,10 @@ class _Run:
         A member that has ended teaches the others nothing any more, and told again it would be given another
         configuration.
         """
-        plan, rng = self.plan, random.Random(self.plan.seed)
+        plan = self.plan
         if plan.search == "tpe":
             return None
-        drawn = (
-            plan.space.grid(plan.points) if plan.search == "grid" else [plan.space.sample(rng) for _ in range(plan.num)]
-        )
-        listed = [r for number, one in enumerate(drawn) for r in self._offer(number, one)]
+        listed = [r for number, one in enumerate(drawn(plan)) for r in self._offer(number, one)]
         return [r for r in listed if r.status not in ENDED] if plan.search == "pbt" else listed
 
     def _offer(self, number: int, configuration: Configuration) -> list[Record]:
@@ -135,8 +131,7 @@ class _Run:
         from tune.trial import TrialActor
 
         plan = self.plan
-        threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, num_cores() // concurrent)
-        task = Task(plan.recipe, plan.words, os.getcwd(), threads)
+        task = Task(plan.recipe, plan.words, os.getcwd(), threads_of(resources))
         actor = tune.with_parameters(TrialActor, task=task, out=plan.out, objective=plan.objective)
         if plan.search == "pbt":
             scheduler = population(plan.space, every=self.grace, seed=plan.seed)
@@ -163,6 +158,8 @@ class _Run:
             run_config=tune.RunConfig(
                 name="sweep", verbose=0, callbacks=[observer], **storage_of_tune,
                 failure_config=tune.FailureConfig(max_failures=LOST),
+                # a trial's run folder is its checkpoint; Tune's own lie where other nodes may not reach
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )  # fmt: skip
 

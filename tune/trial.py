@@ -8,6 +8,7 @@ behind it first reports these again, so that schedulers and searches know as muc
 import math
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,6 +26,7 @@ from tune.run import (
     Task,
     ThreadRun,
     TrialRun,
+    kept,
     numbers,
     offsets,
     reason,
@@ -50,12 +52,13 @@ class TrialActor(tune.Trainable):
 
     A trial's ``config["trial"]`` is what `sweep` says of it: ``id``, ``words``, ``configuration``, ``ended`` (its
     recorded evaluations are all there will be) and ``replay``. Of each evaluation it reports ``step``, ``objective``
-    and every score as ``score_NAME``; a trial that failed reports once more, with ``failed`` as its cause and NaN for
-    its objective.
+    and every score as ``score_NAME``, and ``refused`` where it was to go on from another's checkpoint that was gone; a
+    trial that failed reports once more, with ``failed`` as its cause and NaN for its objective.
     """
 
     run: TrialRun | None
     donor: dict[str, Any] | None
+    refused: bool
 
     def setup(self, config: dict[str, Any], task: Task, out: str, objective: str) -> None:
         """Tune calls it once an actor."""
@@ -97,6 +100,7 @@ class TrialActor(tune.Trainable):
 
     def _forget(self) -> None:
         self.run = self.donor = None
+        self.refused = False
         self.phases: list[Phase] = []
         self.replay: list[Row] = []
         self.reported = 0
@@ -113,33 +117,38 @@ class TrialActor(tune.Trainable):
                 storage.write_bytes(storage.join(self.folder, "error.txt"), trace_of(error).encode())
             result = {**self.last, "step": self.reported, "objective": math.nan, "done": True, "failed": reason(error)}
         self.last = result
-        return {**result, "seconds": time.monotonic() - began_s}
+        refused, self.refused = self.refused, False
+        return {**result, "refused": refused, "seconds": time.monotonic() - began_s}
 
     def _step(self) -> dict[str, Any]:
         if not self.phases:
             self._open()
         if self.replay:
             row = self.replay.pop(0)
-            over = not self.replay and (self.trial_config["ended"] or self._is_trained(row))
-            return self._result(row, over=over)
+            # one that has not ended goes on, if only to find that nothing is left
+            return self._result(row, over=not self.replay and self.trial_config["ended"])
         self.run = self.run or self._start()
         while (row_or_none := self.run.next()) is not None:
             if row_or_none["step"] > self.reported:
                 return self._result(row_or_none, over=self._is_trained(row_or_none) and self.run.next() is None)
-        if not self.last:
-            raise RunFailed("the training ended without an evaluation")
-        return {**self.last, "done": True}
+        if self.last:
+            return {**self.last, "done": True}
+        if rows := recorded(self.phases):  # of a member of a population that was trained to its end before
+            return self._result(rows[-1], over=True)
+        raise RunFailed("the training ended without an evaluation")
 
     def _open(self) -> None:
-        os.chdir(self.task.cwd)  # Tune has moved us; relative paths are meant from where the user is
+        if Path(self.task.cwd).is_dir():  # Tune has moved us; relative paths are meant from where the user is
+            os.chdir(self.task.cwd)
         self.phases = self.task.phases(self.trial_config["words"], self.folder)
         if self.donor and adopt(self.donor, self.phases):
             self.reported = self.donor["step"]
-        elif self.trial_config["replay"]:
-            self.replay = recorded(self.phases)
+        elif self.trial_config["replay"]:  # of one that has ended the checkpoints may be gone
+            self.replay = recorded(self.phases) if self.trial_config["ended"] else kept(self.phases)
         else:
+            self.refused = bool(self.donor)
             describe(self.phases)
-            self.reported = max((row["step"] for row in recorded(self.phases)), default=0)
+            self.reported = max((row["step"] for row in kept(self.phases)), default=0)
 
     def _start(self) -> TrialRun:
         recipe = self.phases[-1].recipe

@@ -1,0 +1,236 @@
+"""Trials without a cluster: what they report and when, what they go on from, what is kept of them."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+from sweeps import WORDS, plan_for
+
+from distuda import storage
+from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
+from tune import sweep as sweeping
+from tune.live import Observer, _cause
+from tune.plan import settle
+from tune.records import DONATED, Records
+from tune.run import ProcessRun, Row, Task
+from tune.search import scheduler_for
+from tune.sweep import _Run
+from tune.trial import TrialActor
+
+
+def evaluated(folder: Path, *steps: int) -> None:
+    """Leave evaluations of these steps in a run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"kind": "evaluation", "step": step, "entropy": step / 10} for step in steps]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def checkpoint(folder: Path, *steps: int) -> None:
+    """Leave whole checkpoints of these steps in a run folder."""
+    for step in steps:
+        path = folder / "checkpoints" / f"step-{step:08d}"
+        path.mkdir(parents=True)
+        for name in (WEIGHTS, TRAINING, META):
+            (path / name).write_text(f"{name} {step}")
+
+
+class Rows:
+    """A training that has these evaluations before it."""
+
+    def __init__(self, *steps: int) -> None:
+        self.rows = [{"kind": "evaluation", "step": step, "entropy": step / 10} for step in steps]
+
+    def next(self) -> Row | None:
+        return self.rows.pop(0) if self.rows else None
+
+    def stop(self) -> None:
+        self.rows = []
+
+
+def actor(out: Path, words: list[str], left: Rows, cwd: str = "", **told: Any) -> TrialActor:
+    """The actor of trial 0000 of six steps in ``out``, as Tune would have set it up; ``left`` is its training."""
+    made = TrialActor.__new__(TrialActor)
+    made.config = {"trial": {"words": [], "ended": False, "replay": True, **told}}
+    made._trial_info = type("Info", (), {"trial_name": "0000"})()
+    task = Task(None, (*WORDS, *words, "checkpoint.every_steps=2"), cwd or os.getcwd())
+    made.setup(made.config, task, str(out), "entropy")
+    made._start = lambda: left  # type: ignore[method-assign]
+    return made
+
+
+# What is reported ----------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_without_its_last_checkpoint_is_not_over(domains: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "trials" / "0000"
+    evaluated(folder, 2, 4, 6)  # killed after the last row and before its checkpoint
+    checkpoint(folder, 4)
+    trial = actor(tmp_path, domains, Rows(6))
+    told = [trial.step() for _ in range(3)]
+    assert [(one["step"], one["done"]) for one in told] == [(2, False), (4, False), (6, True)]
+    assert trial.run is not None  # the last one was trained, not read
+
+
+def test_what_has_ended_is_only_told_again(domains: list[str], tmp_path: Path) -> None:
+    evaluated(tmp_path / "trials" / "0000", 2, 4)  # stopped early; its checkpoints are gone
+    trial = actor(tmp_path, domains, Rows(6), ended=True)
+    assert [(one["step"], one["done"]) for one in (trial.step(), trial.step())] == [(2, False), (4, True)]
+    assert trial.run is None
+
+
+def test_a_trial_that_is_trained_finds_nothing_left(domains: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "trials" / "0000"
+    evaluated(folder, 2, 4, 6)
+    checkpoint(folder, 6)
+    for replay, steps in ((True, [2, 4, 6, 6]), (False, [6])):  # of a population nothing is told again but the end
+        trial = actor(tmp_path, domains, Rows(), replay=replay)
+        told = [trial.step() for _ in steps]
+        assert [one["step"] for one in told] == steps and told[-1]["done"] and "failed" not in told[-1]
+
+
+def test_a_member_whose_donor_gave_up_the_checkpoint_says_so(
+    domains: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, donor = tmp_path / "trials" / "0000", tmp_path / "trials" / "0001"
+    evaluated(folder, 2)
+    checkpoint(folder, 2)
+    trial = actor(tmp_path, domains, Rows(4, 6), replay=False)
+    trial.load_checkpoint({"folder": str(donor), "step": 2})
+    first, second = trial.step(), trial.step()
+    assert first["refused"] and first["step"] == 4 and not second["refused"]
+    checkpoint(donor / DONATED, 2)
+    (donor / DONATED / "checkpoints" / "step-00000002").rename(donor / DONATED / "step-00000002")
+    trial = actor(tmp_path, domains, Rows(4), replay=False)
+    trial.load_checkpoint({"folder": str(donor), "step": 2})
+    assert not trial.step()["refused"]
+    records = Records(str(tmp_path))
+    records.add(0, {}, 1)
+    Observer(records, "entropy", (), 1, 1).on_trial_result(1, [], "0000", first)
+    assert "trial 0000  goes on from its own weights: the other trial's checkpoint was gone" in capsys.readouterr().err
+
+
+# A process of its own ------------------------------------------------------------------------------------------------
+
+
+class Process:
+    """A process that does one thing each time it is looked at, and then has ended."""
+
+    returncode = 0
+
+    def __init__(self, doings: Iterator[Any]) -> None:
+        self.doings = doings
+
+    def poll(self) -> int | None:
+        return next(self.doings, 0)
+
+
+def test_an_evaluation_is_told_once_its_checkpoint_is_there(
+    domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProcessRun, "PAUSE_S", 0.0)
+    folder = tmp_path / "run"
+    evaluated(folder, 2, 4)  # of an earlier start, which was killed before its second checkpoint
+    checkpoint(folder, 2)
+    task = Task(None, (*WORDS, *domains, "checkpoint.every_steps=2"), str(tmp_path))
+    run = ProcessRun(task, [], str(folder), "local")
+    there: list[list[int]] = []
+
+    def train() -> Iterator[None]:
+        evaluated(folder, 2, 3, 4)
+        yield None
+        there.append([])
+        yield None
+        checkpoint(folder, 4)
+        there.append([4])
+        yield None
+        evaluated(folder, 2, 3, 4, 6)
+        yield None
+        checkpoint(folder, 6)
+
+    run._process = Process(train())  # type: ignore[assignment]
+    told = [run.next(), run.next()]
+    assert [row and row["step"] for row in told] == [3, 4]  # at step 3 no checkpoint is due, so none is waited for
+    assert there == [[], [4]]
+    assert [row and row["step"] for row in (run.next(), run.next())] == [6, None]
+
+
+def test_a_trial_runs_where_the_user_is_or_anywhere(
+    domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[Any] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: began.append(options["cwd"]))
+    for cwd in (tmp_path, tmp_path / "nowhere"):
+        ProcessRun(Task(None, (*WORDS, *domains), str(cwd)), [], str(tmp_path / "run"), "local")._start()
+    assert began == [str(tmp_path), None]
+    trial = actor(tmp_path, domains, Rows(2), cwd=str(tmp_path / "nowhere"))  # of the driver's machine alone
+    assert trial.step()["step"] == 2
+
+
+# What Tune is told and tells -----------------------------------------------------------------------------------------
+
+
+def test_the_median_lets_a_trial_train_on_where_others_wait() -> None:
+    rule = scheduler_for("median", steps=6, grace=2)
+    first = type("Trial", (), {"status": "RUNNING", "trial_id": "0"})()
+    waiting = type("Trial", (), {"status": "PENDING", "trial_id": "1"})()
+    tune = type("Controller", (), {"get_live_trials": lambda self: [first, waiting]})()
+    assert rule.on_trial_result(tune, first, {"step": 4, "objective": 0.5}) == TrialScheduler.CONTINUE
+
+
+def test_a_cause_is_the_exception_and_not_the_advice_below_it(tmp_path: Path) -> None:
+    trial = type("Trial", (), {"error_file": str(tmp_path / "error.txt")})()
+    died = "Failure # 1 (occurred at noon)\nray.exceptions.ActorDiedError: The actor died unexpectedly.\n"
+    failed = "Failure # 2 (occurred at one)\nray::TrialActor.save()\n  File a.py\nRuntimeError: no room:\nTry a disk.\n"
+    (tmp_path / "error.txt").write_text(died + failed)
+    assert _cause(trial) == "its process failed again and again: RuntimeError: no room:"
+    (tmp_path / "error.txt").write_text(failed + died)
+    assert _cause(trial) == "its process was lost again and again, often for lack of memory"
+
+
+# What is kept --------------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_that_are_still_written_are_freed_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Records(str(tmp_path))
+    for number in range(2):
+        [record] = records.add(number, {}, 1)
+        record.status = "stopped"
+        checkpoint(tmp_path / "trials" / record.id, 2)
+    remove = storage.remove
+
+    def busy(uri: str) -> None:
+        if "0000" in uri:
+            raise OSError(39, "Directory not empty", uri)
+        remove(uri)
+
+    monkeypatch.setattr(storage, "remove", busy)
+    records.free_checkpoints([])
+    assert [path.parent.name for path in tmp_path.glob("trials/*/checkpoints")] == ["0000"]
+    monkeypatch.setattr(storage, "remove", remove)
+    records.free_checkpoints([])
+    assert not list(tmp_path.glob("trials/*/checkpoints"))
+
+
+def test_what_was_left_is_freed_once_nobody_writes(
+    domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, phases = settle(plan_for(tmp_path, domains, num=2, keep=1))
+    run = _Run(plan, phases, Records(plan.out))
+    listed = run._listed()
+
+    class Tuner:
+        def fit(self) -> None:
+            for record in listed or []:
+                record.status, record.scores = "finished", {plan.objective: record.number}
+                run.records.save(record)
+                checkpoint(Path(run.records.folder(record.id)), 6)
+
+    monkeypatch.setattr(sweeping, "share_of_cluster", lambda *_, **__: (1, {"CPU": 1.0}))
+    monkeypatch.setattr(_Run, "_tuner", lambda *_: Tuner())
+    run._sit(listed, 2, "none")
+    assert [path.parent.name for path in Path(plan.out).glob("trials/*/checkpoints")] == ["0001"]
