@@ -37,7 +37,7 @@ STUDY = Study(
         "minent": ["recipes/minent.yaml", *AS_TRAINED, *NEAR],
         "advent": ["recipes/advent.yaml", *AS_TRAINED, *NEAR],
         "apoda": ["recipes/apoda.yaml", *AS_TRAINED, *NEAR],
-        "self_training": [SELF_TRAINING, *LATE, *NEAR],
+        "self_training": [SELF_TRAINING, *LATE, *NEAR, "method.statistics=source"],
         "oracle": [SOURCE_ONLY, "method.use_target_labels=true"],
         "~ source-only, no zoom": [SOURCE_ONLY, "augment.scale=[1.0,1.0]"],
         "~ source-only, no rare classes": [SOURCE_ONLY, "source.rare_class_temperature=null"],
@@ -53,6 +53,8 @@ STUDY = Study(
         "~ self-training, AdaBN": [SELF_TRAINING],
         "~ self-training, from the first step": [SELF_TRAINING, *AS_TRAINED],
         "~ self-training, late": [SELF_TRAINING, *LATE],
+        "~ self-training, late, distance": [SELF_TRAINING, *LATE, *NEAR],
+        "~ self-training, late, source's statistics": [SELF_TRAINING, *LATE, "method.statistics=source"],
     },
     common=[
         "source.size=[240,426]", "target.size=[240,320]", "evaluation.size=[240,320]", "augment.crop=[180,240]",

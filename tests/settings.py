@@ -64,6 +64,10 @@ SETTINGS: dict[str, list[str]] = {
     "self_training_masked": [*SURE, "method.lambda_mask=1", "method.mask_block=8"],
     "self_training_distance": [*SURE, "method.lambda_distance=0.1", "method.distance_min_share=0.2"],
     "self_training_margins": [*SURE, "method.margins=[3,2,1,4]", "augment.flip=0"],
+    "self_training_statistics": [
+        *SURE, "method.confidence=0.2", "method.statistics=source", "method.calibrate_images=0", "method.lambda_mask=1",
+        "method.mask_block=8",
+    ],
     "self_training_detail": [*SURE, "model.detail=[16,24]", "method.lambda_mask=1", "method.mask_block=8"],
     "self_training_video": [*SURE, "method.lambda_video=1", "method.flow_agreement=true", "method.weighting=pixel"],
     "self_training_rare": [*SURE, "source.rare_class_temperature=0.1", "source.rare_class_min_pixels=50"],

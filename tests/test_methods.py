@@ -1,5 +1,6 @@
 """What every method must keep: finite losses, no idle parameter, ranks that add up, and the papers' own orders."""
 
+import copy
 import os
 from typing import Any
 
@@ -15,6 +16,7 @@ from distuda.data.batch import Batch
 from distuda.engine.calibrate import calibrate
 from distuda.engine.ema import update_ema
 from distuda.engine.step import Step
+from distuda.errors import UserError
 from distuda.losses import self_information
 from distuda.methods import METHODS
 from distuda.methods.advent import AdvEnt, Ensemble
@@ -287,6 +289,49 @@ def test_beside_a_small_target_there_are_no_pseudo_labels() -> None:
     source, target = (cropped(tiny_batch(2, i), step.recipe) for i in (1, 2))
     view = method.teaching.views(source, target)[0]["mask"]
     assert torch.equal(view.weight_BHW > 0, target.shown_BHW) and not target.shown_BHW.all()
+
+
+def test_statistics_of_the_source_are_those_of_its_passes_alone() -> None:
+    method, step = step_of("self_training_statistics")
+    source, target = (tiny_batch(2, i) for i in (1, 2))
+    alone = copy.deepcopy(method.student)
+    step(source, target)
+    view = method.labelled_view(cropped(source, step.recipe))
+    alone(view.image_BCHW, view.seed_B)
+    state = method.student.state_dict()
+    running = {name: value for name, value in alone.state_dict().items() if "running_" in name}
+    assert running and all(torch.equal(value, state[name]) for name, value in running.items())
+    for mine, theirs in zip(method.teaching.teacher.buffers(), method.student.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+    images = cropped(target, step.recipe).image_BCHW
+    one, both = (method.teaching.pseudo_label(batch)[2][0] for batch in (images[:1], images))
+    torch.testing.assert_close(one, both)  # normalised by the batch, it would depend on the rest of it
+    assert step_of("self_training")[0].teaching.teacher.training and not method.teaching.teacher.training
+
+
+def test_a_taught_apoda_keeps_statistics_of_the_source() -> None:
+    words = ["method.self_training.statistics=source", "method.calibrate_images=0"]
+    method, step = step_of("apoda_taught", *words)
+    source = tiny_batch(2, 1)
+    alone = copy.deepcopy(method.student)
+    step(source, tiny_batch(2, 2))
+    view = method.labelled_view(cropped(source, step.recipe))
+    alone(view.image_BCHW, view.seed_B)
+    state = method.student.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in alone.state_dict().items() if "running_" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("self_training", ["method.statistics=source"]),  # calibrates by default
+        ("self_training", ["method.statistics=source", "method.calibrate_images=0", "method.forward=joint"]),
+        ("apoda", ["method.self_training.statistics=source", "method.calibrate_images=8"]),
+    ],
+)
+def test_statistics_of_the_source_are_not_mixed_or_replaced(name: str, words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"statistics=source .*Set calibrate_images=0 and forward=per_domain"):
+        tiny_method(tiny_recipe(f"method.name={name}", *words))
 
 
 def test_hidden_blocks_are_zero_once_normalised() -> None:

@@ -20,10 +20,11 @@ from distuda.losses import IGNORE
 from distuda.methods.advent import AdvEnt, AdvEntConfig
 from distuda.methods.adversary import SOURCE, TARGET
 from distuda.methods.method import Context, Losses, View
-from distuda.methods.perturbation import AttackConfig, perturb, still_statistics
-from distuda.methods.self_training import Teaching, TeachingConfig, num_frames_of, reads_of
+from distuda.methods.perturbation import AttackConfig, perturb
+from distuda.methods.self_training import Teaching, TeachingConfig, num_frames_of, reads_of, require_statistics
 from distuda.models.dropout import drawn_from
 from distuda.models.segmenter import Features, Output, Segmenter, require_one_scale
+from distuda.models.statistics import still_statistics
 
 DOMAINS = {"src": SOURCE, "tgt": TARGET}
 
@@ -91,13 +92,14 @@ class Apoda(AdvEnt):
         require_one_scale(student, config.name)
         super().__init__(config, student, context)
         taught = config.self_training
+        require_statistics(config, taught)
         self.teaching = Teaching(taught, student, context) if taught else None
 
     def forward(self, source: Batch, target: Batch) -> Losses:
         """Base terms, then the defence of both domains' features."""
         views = {"src": self.labelled_view(source), "tgt": View(target.image_BCHW, target.seed_B)}
         taught, metrics = self.teaching.views(source, target) if self.teaching else ({}, {})
-        outputs = self.run_student({**views, **taught})
+        outputs = self.teaching.run(self, {**views, **taught}) if self.teaching else self.run_student(views)
         made = self.oppose(outputs["src"], outputs["tgt"])
         made.objective |= self.learn_source(outputs["src"], views["src"])
         made.metrics |= metrics

@@ -4,14 +4,13 @@ Yang, Xu, Li, Qi, Shen, Li, Lin: An Adversarial Perturbation Oriented Domain Ada
 Segmentation (APODA), AAAI 2020. The full text was not at hand: docs/methods/apoda.md says what is our reading.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from distuda.draws import normal
 from distuda.models.segmenter import Features, pick_layers
@@ -104,17 +103,3 @@ def _unit(slope_BDhw: Tensor, normalise: str) -> Tensor:
         return F.normalize(slope_BDhw, dim=1)
     square_B111 = slope_BDhw.square().sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True)
     return slope_BDhw / square_B111.sqrt().clamp(min=1e-12)
-
-
-@contextmanager
-def still_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch norm in the block normalises as ever but leaves its running statistics alone."""
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum

@@ -22,8 +22,9 @@ from distuda.draws import fold
 from distuda.engine.ema import update_ema
 from distuda.errors import UserError
 from distuda.methods.feature_distance import DistanceConfig, NearStart
-from distuda.methods.method import Context, Losses, View
+from distuda.methods.method import Context, Losses, Method, MethodConfig, View
 from distuda.models.segmenter import Output, Segmenter
+from distuda.models.statistics import copy_statistics, still_statistics
 from distuda.warp import warp, warp_label
 
 Supervise = Callable[[Output, View, str], dict[str, Tensor]]
@@ -42,6 +43,11 @@ class TeachingConfig(BaseModel):
     weighting: Literal["share", "pixel"] = Field(
         "share",
         description="weight of target pixels: the share of sure ones for all alike (DACS), or 1 if sure, else 0",
+    )
+    statistics: Literal["target", "source"] = Field(
+        "target",
+        description="batch-norm statistics that the teacher labels by: each target batch's (DACS), or the running ones "
+        "of source batches, which views of the target then leave alone (with calibrate_images=0)",
     )
     margins: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt] = Field(
         (0, 0, 0, 0),
@@ -77,6 +83,15 @@ def num_frames_of(config: TeachingConfig | None) -> Mapping[str, int]:
     return {"target": 2} if config and config.looks_back else {}
 
 
+def require_statistics(config: MethodConfig, taught: TeachingConfig | None) -> None:
+    """Refuse to mix or replace statistics of the source that a teacher is to label by."""
+    if taught is not None and taught.statistics == "source" and (config.forward == "joint" or config.calibrate_images):
+        raise UserError(
+            f"statistics=source labels by the source's batch-norm statistics, which forward={config.forward} with "
+            f"calibrate_images={config.calibrate_images} does not keep. Set calibrate_images=0 and forward=per_domain."
+        )
+
+
 class Teaching(nn.Module):
     """The teacher and what it makes of two batches: views of the target with pseudo-labels, mixed or masked.
 
@@ -95,6 +110,20 @@ class Teaching(nn.Module):
                 "Make the last two equal, or set augment.flip=0."
             )
         self.teacher = copy.deepcopy(student).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Teaching":
+        """The teacher normalises by running statistics where they are the source's."""
+        super().train(mode)
+        self.teacher.train(mode and self.config.statistics == "target")
+        return self
+
+    def run(self, method: Method, views: dict[str, View]) -> dict[str, Output]:
+        """The student of the method that owns it on all views, ``src`` among them; see ``statistics``."""
+        if self.config.statistics == "target":
+            return method.run_student(views)
+        outputs = method.run_student({"src": views["src"]})
+        with still_statistics(method.student):
+            return outputs | method.run_student({name: view for name, view in views.items() if name != "src"})
 
     def views(self, source: Batch, target: Batch) -> tuple[dict[str, View], dict[str, Tensor]]:
         """What the student learns from beside the source (``mix``, ``mask``), and metrics."""
@@ -136,7 +165,7 @@ class Teaching(nn.Module):
 
         The weight is one number, the share of all ranks' pixels whose probability reaches ``confidence`` (DACS), or 1
         on those pixels and 0 on the others, which keeps unsure labels of small things out of the loss; 0 in margins.
-        The teacher normalises by the target batch's own statistics, so its running statistics become the target's.
+        With ``statistics=target`` the teacher normalises by the batch itself, so its running ones become the target's.
         """
         max_prob, label = self.teacher(image_BCHW).main.float().softmax(dim=1).max(dim=1)
         sure = max_prob >= self.config.confidence
@@ -175,6 +204,8 @@ class Teaching(nn.Module):
     def follow(self, student: Segmenter, step: Tensor) -> None:
         """Move the teacher; its decay grows from 0 so that it starts as the student (DACS)."""
         update_ema(self.teacher, student, torch.clamp(1 - 1 / (step + 1), max=self.config.ema_decay))
+        if self.config.statistics == "source":
+            copy_statistics(self.teacher, student)
 
 
 def _mixed(source: Batch, target: View, num_classes: int) -> View:
@@ -215,6 +246,7 @@ class SelfTraining(NearStart):
     config: Config
 
     def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
+        require_statistics(config, config)
         super().__init__(config, student, context)
         self.teaching = Teaching(config, student, context)
 
@@ -222,7 +254,7 @@ class SelfTraining(NearStart):
         """Teacher labels, mix, one pass of the student a view, named losses."""
         taught, metrics = self.teaching.views(source, target)
         views = {"src": self.labelled_view(source), **taught}
-        outputs = self.run_student(views)
+        outputs = self.teaching.run(self, views)
         terms = self.learn_source(outputs["src"], views["src"])
         terms |= self.teaching.terms(self.supervise, outputs, taught, self.ramp(self.config.start_step))
         return Losses(terms, metrics)
