@@ -108,11 +108,15 @@ def test_a_lost_worker_costs_the_steps_since_its_checkpoint(
     assert [row["step"] for row in rows if row["kind"] == "evaluation"] == list(range(2, 21, 2))
 
 
-def test_a_trial_with_workers_is_a_process_of_its_own(domains: list[str], tmp_path: Path, local_ray: None) -> None:
-    sweep(plan_for(tmp_path, domains, SPACE, "workers=1", num=1))
-    [only] = trials(tmp_path)
-    assert (only.status, only.step) == ("finished", 6)
-    assert only.scores["entropy"] == read_rows(str(tmp_path / "sweep" / "trials" / "0000"))[-1]["entropy"]
+def test_trials_with_workers_are_processes_beside_each_other(
+    domains: list[str], tmp_path: Path, local_ray: None
+) -> None:
+    """On three logical CPUs: a worker each, and one that both read their data by."""
+    sweep(plan_for(tmp_path, domains, SPACE, "workers=1", num=2, concurrent=2))
+    ended = trials(tmp_path)
+    assert [(trial.status, trial.step) for trial in ended] == [("finished", 6)] * 2
+    for trial in ended:
+        assert trial.scores["entropy"] == read_rows(str(tmp_path / "sweep" / "trials" / trial.id))[-1]["entropy"]
 
 
 def test_the_process_of_a_trial_tells_its_cause_and_ends_with_its_parent(domains: list[str], tmp_path: Path) -> None:

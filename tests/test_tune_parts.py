@@ -138,9 +138,9 @@ def test_a_cluster_that_grows_is_waited_for_by_all_trials(
     assert share(monkeypatch, head, "device=cuda", cpus=4, concurrent=5) == (5, {"CPU": 4, "GPU": 1.0})
     assert share(monkeypatch, head, cpus=8) == (16, {"CPU": 8})
     capsys.readouterr()
-    assert share(monkeypatch, head, "device=cuda", "workers=2", concurrent=3) == (3, {"CPU": 0.01})
+    assert share(monkeypatch, head, "device=cuda", "workers=2", concurrent=3) == (3, {"memory": 1.0})
     assert not capsys.readouterr().err
-    assert share(monkeypatch, head, "device=cuda", "workers=2") == (1, {"CPU": 0.01})
+    assert share(monkeypatch, head, "device=cuda", "workers=2") == (1, {"memory": 1.0})
     assert "2 GPUs a trial, but the cluster has 0; waiting until it has grown" in capsys.readouterr().err
 
 
@@ -155,9 +155,9 @@ def test_a_trial_computes_with_the_cpus_it_takes(monkeypatch: pytest.MonkeyPatch
 
 def test_trials_with_workers_run_as_far_as_their_gpus_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     big = [{"CPU": 32.0, "GPU": 2.0}] * 2
-    assert share(monkeypatch, big, "workers=2") == (2, {"CPU": 0.01})
-    assert share(monkeypatch, big, "workers=2", "device=cpu") == (16, {"CPU": 0.01})
-    assert share(monkeypatch, big, "workers=2", concurrent=3) == (3, {"CPU": 0.01})
+    assert share(monkeypatch, big, "workers=2") == (2, {"memory": 1.0})
+    assert share(monkeypatch, big, "workers=2", "device=cpu") == (16, {"memory": 1.0})
+    assert share(monkeypatch, big, "workers=2", concurrent=3) == (3, {"memory": 1.0})
 
 
 def test_what_no_node_holds_is_refused_or_waited_for(

@@ -212,7 +212,7 @@ def _require_scores(plan: Plan, phases: Sequence[Phase]) -> None:
     uri = recipe.evaluation.uri or recipe.target.uri
     judged = open_dataset(uri) if uri else None
     for option, names in (("--objective", (plan.objective,)), ("--choose", plan.choose)):
-        if TARGET_MIOU in names and not (recipe.evaluation.uri and judged and judged.labelled):
+        if TARGET_MIOU in names and not (recipe.evaluation.uri and judged and judged.num_labelled):
             raise UserError(f"{option} target_miou looks at target labels: set evaluation.uri to labelled samples.")
         if OF_CLIPS in names and not (judged and judged.moving):
             raise UserError(f"{option} {OF_CLIPS} needs clips, and {uri!r} holds none. Choose another score.")

@@ -31,15 +31,14 @@ def share_of_cluster(
         UserError: more than this machine has. A cluster that may grow is waited for, which is said, by all trials that
             may run at once.
     """
-    wanted = max(1, concurrent) * max(recipe.workers, cpus or 1)
-    start_ray(num_cpus=math.ceil(max(num_cores(), wanted)) + 1)
+    start_ray(num_cpus=_own_cpus(recipe, concurrent, cpus))
     import ray
 
     have = ray.cluster_resources()
-    spare = max(1.0, have.get("CPU", 1.0) - 1)  # one is left to Ray Data
     if recipe.workers:
-        at_once = min(num, concurrent or _fitting_workers(recipe, spare, have.get("GPU", 0)))
-        return at_once, {"CPU": 0.01}
+        # a byte, since Tune wants something: a hundredth of a CPU each, and none whole is left for data to be read by
+        return min(num, concurrent or _fitting_workers(recipe, have)), {"memory": 1.0}
+    spare = max(1.0, have.get("CPU", 1.0) - 1)  # one is left to Ray Data
     if gpus is None:
         gpus = 1.0 if recipe.device == "cuda" or (recipe.device == "auto" and have.get("GPU", 0)) else 0.0
     largest = _largest_node()
@@ -55,12 +54,19 @@ def share_of_cluster(
 
 def threads_of(resources: Resources) -> int:
     """That a trial of one process computes with, wherever it runs: the whole CPUs that it takes."""
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, int(resources["CPU"]))
+    return int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, int(resources.get("CPU", 1)))
 
 
-def _fitting_workers(recipe: Recipe, spare: float, gpus: float) -> int:
-    """Trials whose workers have room beside each other, at least one."""
-    fits = spare // recipe.workers
+def _own_cpus(recipe: Recipe, concurrent: int, cpus: float | None) -> int:
+    """Logical CPUs of a Ray that is started for this sweep: a core a worker, and one for each that reads data."""
+    if recipe.workers:
+        return (concurrent or max(1, num_cores() // recipe.workers)) * (recipe.workers + 1)
+    return math.ceil(max(num_cores(), max(1, concurrent) * (cpus or 1))) + 1
+
+
+def _fitting_workers(recipe: Recipe, have: Resources) -> int:
+    """Trials whose workers have room beside each other, and a CPU to read by, at least one."""
+    gpus, fits = have.get("GPU", 0.0), have.get("CPU", 1.0) // (recipe.workers + 1)
     if scaling_for(recipe).use_gpu:
         fits = min(fits, gpus // recipe.workers)
         if not fits and "RAY_ADDRESS" in os.environ:  # how many processes may wait on the head is not ours to say

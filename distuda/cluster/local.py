@@ -21,6 +21,9 @@ def start_ray(num_cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray starts its workers at niceness 15: on a busy laptop the data stream then starves beside the training it feeds
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # trials that read beside each other are jobs of their own: after a second without work Ray would end a job's
+    # process to start the other's, some seconds for every window that is read
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     address = os.environ.get("RAY_ADDRESS")
     if address is None:
         os.environ[_LOOPBACK_ONLY] = "0"
