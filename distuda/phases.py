@@ -78,7 +78,8 @@ def _run(phase: Phase, on_evaluation: OnEvaluation | None) -> None:
 def check(phases: Sequence[Phase]) -> None:
     """Refuse what can be seen to be wrong before anything is spent; columns of phases to come count as there."""
     from distuda.cluster.train import require_start
-    from distuda.engine.loop import open_data, settle
+    from distuda.engine.inputs import open_data
+    from distuda.engine.loop import settle
     from distuda.relabel.job import open_domain, require_fresh
 
     coming: dict[str, set[str]] = {"source": set(), "target": set()}

@@ -24,8 +24,9 @@ from distuda.engine import checkpoint as checkpoints
 from distuda.engine.calibrate import calibrate, calibration_images
 from distuda.engine.checkpoint import Checkpoints, load_tensors
 from distuda.engine.evaluate import evaluate
+from distuda.engine.inputs import open_data
 from distuda.engine.log import MetricsLog
-from distuda.engine.loop import fit, open_data, settle
+from distuda.engine.loop import fit, settle
 from distuda.engine.run import open_run, read_rows
 from distuda.engine.step import Step
 from distuda.errors import UserError

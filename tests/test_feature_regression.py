@@ -14,7 +14,8 @@ from distuda.data.augment import geometry
 from distuda.data.batch import Batch
 from distuda.data.shards import write_shards
 from distuda.data.transformations import camera, misalign
-from distuda.engine.loop import fit, open_data, settle
+from distuda.engine.inputs import open_data
+from distuda.engine.loop import fit, settle
 from distuda.engine.run import open_run, read_rows
 from distuda.engine.step import Step
 from distuda.errors import UserError

@@ -23,7 +23,8 @@ from distuda.data.reader import iterate_once
 from distuda.data.shards import write_shards
 from distuda.draws import fold, uniform
 from distuda.engine.evaluate import SourceSide, evaluate
-from distuda.engine.loop import fit, open_data, settle
+from distuda.engine.inputs import open_data
+from distuda.engine.loop import fit, settle
 from distuda.engine.run import read_rows
 from distuda.engine.scoring import score_run
 from distuda.errors import UserError

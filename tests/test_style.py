@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distuda.data.batch import Batch
 from distuda.data.style import StyleConfig, match_histogram, match_low_frequencies, match_moments, restyled
-from distuda.engine.loop import open_data
+from distuda.engine.inputs import open_data
 from distuda.engine.step import Step
 from distuda.errors import UserError
 from distuda.methods.method import Losses

@@ -13,7 +13,7 @@ from distuda.data.batch import Batch
 from distuda.data.columns import COLUMNS
 from distuda.data.dataset import open_dataset
 from distuda.data.shards import write_shards
-from distuda.engine.loop import open_data
+from distuda.engine.inputs import open_data
 from distuda.engine.run import open_run, read_rows
 from distuda.errors import UserError
 from distuda.methods.method import View

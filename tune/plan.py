@@ -202,7 +202,7 @@ def _require_comparable(plan: Plan, phases: Sequence[Phase]) -> None:
 def _require_scores(plan: Plan, phases: Sequence[Phase]) -> None:
     """Scores that no evaluation will have can neither steer nor choose; most mistakes in data show here too."""
     from distuda.data.dataset import open_dataset
-    from distuda.engine.loop import open_data
+    from distuda.engine.inputs import open_data
 
     recipe = last_recipe(phases)
     if len(phases) > 1 or phases[0].name:

@@ -27,7 +27,8 @@ from distuda.data.dataset import Dataset
 from distuda.data.order import Order
 from distuda.engine.checkpoint import Checkpoints
 from distuda.engine.distributed import settle_together, worker_from_environment
-from distuda.engine.loop import OnEvaluation, Worker, choose_device, fit, open_data, settle
+from distuda.engine.inputs import open_data
+from distuda.engine.loop import OnEvaluation, Worker, choose_device, fit, settle
 from distuda.errors import RunFailed, UserError
 from distuda.recipe import Recipe
 
