@@ -79,6 +79,9 @@ TINY = [
     "method.name=source_only", "steps=6", "log_every_steps=1",
 ]  # fmt: skip
 
+CADENCE = ["evaluation.every_steps=3", "checkpoint.every_steps=3", "evaluation.limit=2"]
+"""How often a run that is watched in a test evaluates and saves."""
+
 TABLE = ClassTable(
     "tiny4",
     ("ground", "wall", "sky", "lamp"),
@@ -90,6 +93,11 @@ TABLE = ClassTable(
 def tiny_recipe(*overrides: str) -> Recipe:
     """A recipe of a run that takes seconds; later words win over earlier ones and over `TINY`."""
     return load_recipe(None, [*TINY, *overrides])
+
+
+def run_words(domains: list[str], out: Path, *words: str) -> list[str]:
+    """Words of a run into ``out``."""
+    return [*domains, f"out={out}", *CADENCE, *words]
 
 
 def tiny_method(recipe: Recipe) -> Method:
@@ -138,6 +146,11 @@ def tiny_samples(
                clip=f"{seed}-{i // clip_frames}" if clip_frames else None, frame=i)
         for i, (image, label) in enumerate(zip(*tiny_pictures(count, seed, size), strict=True))
     ]  # fmt: skip
+
+
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder, sorted."""
+    return sorted(entry.name for entry in folder.iterdir())
 
 
 def _png(array: np.ndarray) -> bytes:
