@@ -123,10 +123,11 @@ def train(study: Study, work: Path, results: "Results", row: str, seed: int, ste
 def fit(work: Path, out: Path, seed: int, steps: int, data: tuple[str, str, str], *words: str) -> Row:
     """One run, resumed if it was interrupted; its last evaluation. ``data`` as in `Study`, or URIs of streets.
 
-    ``HALF`` in a word is half the steps: phases share a budget.
+    In words ``HALF`` is half the steps, as phases share a budget, and ``START`` the source-only run of the seed at 1500.
     """
     out.mkdir(parents=True, exist_ok=True)
-    words = tuple(word.replace("HALF", str(steps // 2)) for word in words)
+    start = work / "runs" / f"source_only-1500-{seed}"
+    words = tuple(word.replace("HALF", str(steps // 2)).replace("START", str(start)) for word in words)
     domains = zip(("source", "target", "evaluation"), data, strict=True)
     uris = [f"{domain}.uri={name if '://' in name else work / 'data' / name}" for domain, name in domains]
     distuda(

@@ -35,7 +35,7 @@ STUDY = Study(
         "oracle": ORACLE,
         "oracle_first": ORACLE,
         "oracle_second": ORACLE,
-        # methods.md 2.2: which attack, how many steps, how normalised, against random directions
+        # APODA: which attack, how many steps, how normalised, against random directions
         "~ apoda, discriminator attack alone": [APODA, "method.attack.epsilon_cls=0"],
         "~ apoda, classifier attack alone": [APODA, "method.attack.epsilon_adv=0"],
         "~ apoda, no attack": [APODA, "method.attack.epsilon_cls=0", "method.attack.epsilon_adv=0"],
@@ -50,7 +50,12 @@ STUDY = Study(
         "~ apoda and self-training": [
             APODA, "method.self_training={confidence: 0.9, weighting: pixel}", *RARE,
         ],
-        # methods.md 6.2 to 6.4
+        # the defence where small things are learnt already: on from a run of source_only, which --work must hold
+        "~ trained, source_only": [SOURCE_ONLY, "init_from=START"],
+        "~ trained, adaptsegnet": ["recipes/advent.yaml", "method.discriminator_input=softmax", "init_from=START"],
+        "~ trained, apoda": [APODA, "init_from=START"],
+        "~ trained, apoda, random directions": [APODA, "method.attack.direction=random", "init_from=START"],
+        # what DAFormer, HRDA and MIC add to ClassMix
         "~ self-training, no rare classes": [SELF_TRAINING, "source.rare_class_temperature=null"],
         "~ self-training, share": [SELF_TRAINING, "method.weighting=share"],
         "~ self-training, feature distance": [SELF_TRAINING, "method.lambda_distance=0.005"],
