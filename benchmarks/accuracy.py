@@ -123,7 +123,7 @@ def train(study: Study, work: Path, results: "Results", row: str, seed: int, ste
 def fit(work: Path, out: Path, seed: int, steps: int, data: tuple[str, str, str], *words: str) -> Row:
     """One run, resumed if it was interrupted; its last evaluation. ``data`` as in `Study`, or URIs of streets.
 
-    In words ``HALF`` is half the steps, as phases share a budget, and ``START`` the source-only run of the seed at 1500.
+    In words ``HALF`` is half the steps (phases share a budget), ``START`` the source-only run of the seed at 1500.
     """
     out.mkdir(parents=True, exist_ok=True)
     start = work / "runs" / f"source_only-1500-{seed}"
