@@ -384,6 +384,14 @@ def test_missing_images(layout: str, write: Write, images: str, says: str, tmp_p
         prepare(layout, str(tmp_path / "src"), str(tmp_path / "out"))
 
 
+def test_misnamed_viper_labels_are_not_taken_for_frames_without(tmp_path: Path) -> None:
+    _viper(tmp_path / "src", columns(range(16), 0))
+    label = tmp_path / "src/train/cls/001/001_00010.png"
+    label.rename(label.with_name("001_00010_cls.png"))
+    with pytest.raises(UserError, match="no label for any image"):
+        prepare("viper", str(tmp_path / "src"), str(tmp_path / "out"))
+
+
 def test_one_missing_label_names_its_archive(tmp_path: Path) -> None:
     write_gta5(tmp_path / "src", columns(range(35), 0), count=3)
     (tmp_path / "src/labels/00002.png").unlink()

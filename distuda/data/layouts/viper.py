@@ -48,11 +48,13 @@ def entries(tree: Tree, split: str | None, variant: str | None) -> Iterator[Entr
     """Frames of one split, or of all that are there; keys as ``train/001_00010``; some may lack a label."""
     for name in choose("split", split, SPLITS):
         images, labels, instances = (find_in(tree, f"{name}/{part}", _TOPS) for part in ("img", "cls", "inst"))
+        # some frames have labels; where not one has, they are missing, misplaced or misnamed
+        sparse = not labels.keys().isdisjoint(f"{stem(path)}.png" for path in images)
         for path, image in images.items():
             if place := _FRAME.fullmatch(stem(path)):
                 label = labels.get(f"{stem(path)}.png")
                 clip, frame = f"{name}/{place['sequence']}", place["frame"]
-                unlabelled = name == "test" or (label is None and bool(labels))
+                unlabelled = name == "test" or (label is None and sparse)
                 yield Entry(
                     key=f"{clip}_{frame}", image=image, label=label, unlabelled=unlabelled, label_hint=_HINT,
                     instance=instances.get(f"{stem(path)}.png"), clip=clip, frame=int(frame),
