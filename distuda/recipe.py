@@ -429,22 +429,3 @@ def _type_name(annotation: Any) -> str:
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load_recipe` reads back."""
     return OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump(mode="json")))
-
-
-# Fields that say where and how a run computes, not what: they may differ when a run is resumed.
-_FREE_ON_RESUME = {"out", "resume", "workers", "device", "log_every_steps", "tensorboard", "evaluation", "checkpoint"}
-
-
-def changes(saved_yaml: str, recipe: Recipe) -> list[str]:
-    """What a resumed recipe changes of the saved one, as ``field: old -> new``; empty when it may go on."""
-    # parsed, so that a field that is newer than the run counts with its default
-    old = _flat(parse_recipe(OmegaConf.to_container(OmegaConf.create(saved_yaml))).model_dump(mode="json"))
-    new = _flat(recipe.model_dump(mode="json"))
-    names = [name for name in {**old, **new} if name.split(".")[0] not in _FREE_ON_RESUME]
-    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix[:-1]: values}
-    return {path: leaf for name, value in values.items() for path, leaf in _flat(value, f"{prefix}{name}.").items()}

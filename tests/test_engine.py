@@ -156,7 +156,8 @@ def test_a_taken_folder_and_a_changed_recipe_are_refused(finished: Path, domains
     changed = ["steps=5", "resume=true", "optimizer.lr=0.5", "batch_size=1"]
     with pytest.raises(UserError, match=r"batch_size: 2 -> 1; optimizer.lr: 0.0002 -> 0.5"):
         settle(tiny_recipe(*run_words(domains, finished, *changed)))
-    settle(tiny_recipe(*run_words(domains, finished, "steps=5", "resume=true", "log_every_steps=7")))
+    freely = ["log_every_steps=7", "source.max_bad_share=0.1"]
+    settle(tiny_recipe(*run_words(domains, finished, "steps=5", "resume=true", *freely)))
 
 
 def test_without_a_folder_one_is_chosen() -> None:

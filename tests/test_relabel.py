@@ -1,6 +1,7 @@
 """Relabel phases: what is mined, composed and predicted, columns beside the shards, and going on after an end."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from distuda.data.labels import ClassTable
 from distuda.data.order import Order
 from distuda.data.reader import read_batches
 from distuda.data.sample import Sample
-from distuda.data.shards import write_shards
+from distuda.data.shards import finish, write_shard, write_shards
 from distuda.engine.loop import fit, settle
 from distuda.errors import UserError
 from distuda.models.segmenter import Normalise, Segmenter
@@ -263,6 +264,27 @@ def test_a_damaged_image_is_passed_over_where_it_may_be(folder: Path, tmp_path: 
     assert open_dataset(str(tmp_path / "odd"), [out, job.relabel(masks)]).rare_class_weights(0.1, 1)[0][1] == 0
 
 
+def test_unusable_samples_of_all_processes_count_together(folder: Path, tmp_path: Path) -> None:
+    """Two processes passed over one each where one may be: the phase is not finished until the share is raised."""
+    samples = tagged(6, 1)
+    for number in (1, 4):
+        samples[number].image = samples[number].image[:60]
+    parts = [write_shard(samples[3 * i : 3 * i + 3], str(tmp_path / "odd"), i, 4, 2**20) for i in (0, 1)]
+    finish(str(tmp_path / "odd"), TABLE, parts)
+    out, source = tmp_path / "erase", {"uri": str(tmp_path / "odd"), "max_bad_share": 0.2}
+    for left in (0, 1):  # each as a process of its own that is ended then
+        recipe = erasing(folder, out, source=source)
+        worker = job.Worker(recipe, job.open_domain(recipe), ["image", "tags"])
+        assert worker(left) == 3
+        [listed] = out.glob(f"bad_samples-*-{os.getpid()}.jsonl")
+        listed.rename(out / f"bad_samples-other-{left}.jsonl")
+    with pytest.raises(UserError, match=r"2 of 6 samples.*max_bad_share=0.2.*other-0.*other-1"):
+        job.relabel(recipe)
+    source["max_bad_share"] = 0.4
+    assert job.relabel(erasing(folder, out, source=source, resume=True)) == str(out)
+    assert open_dataset(str(tmp_path / "odd"), [str(out)])
+
+
 def test_saliency_of_ones_own_has_to_fit_the_samples(folder: Path, tmp_path: Path) -> None:
     uri = str(folder / "tagged")
     first = job.relabel(erasing(folder, tmp_path / "erase"))
@@ -359,7 +381,7 @@ def test_an_interrupted_phase_goes_on_with_what_is_missing(
         open_dataset(str(folder / "tagged"), [str(out)])
     with pytest.raises(UserError, match="resume=true"):
         job.relabel(erasing(folder, out))
-    with pytest.raises(UserError, match="another recipe"):
+    with pytest.raises(UserError, match=r"another recipe \(relabel.share: 0.2 -> 0.5\)"):
         job.relabel(erasing(folder, out, resume=True, relabel={"name": "erase", "share": 0.5}))
     first = (out / GROUPS / "00000.parquet").stat().st_mtime_ns
 

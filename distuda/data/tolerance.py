@@ -1,7 +1,7 @@
 """What happens when a sample of a training stream cannot be used: stop at once, or pass over a small share."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any
 
@@ -25,8 +25,7 @@ class Tolerance:
         self._reasons: dict[str, str] = {}
         self._lock = Lock()
         if list_uri is not None and max_share and storage.exists(list_uri):
-            lines = map(json.loads, storage.read_bytes(list_uri).decode().splitlines())
-            self._reasons = {line["key"]: line["reason"] for line in lines}
+            self._reasons = read_list(list_uri)
 
     def __len__(self) -> int:
         """Different samples passed over so far."""
@@ -54,13 +53,32 @@ class Tolerance:
                 if self.list_uri is not None:
                     rows = ({"key": key, "reason": reason} for key, reason in self._reasons.items())
                     storage.write_bytes(self.list_uri, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        if len(self) > self.max_share * self.num_samples:
-            where = f" All are listed in {self.list_uri}." if self.list_uri else ""
-            raise UserError(
-                f"{len(self)} of {self.num_samples} samples cannot be used, more than max_bad_share={self.max_share}; "
-                f"the last: {error}{where} Mend the data set, or raise max_bad_share."
-            ) from error
+        require_few(self._reasons, self.num_samples, self.max_share, self.list_uri)
 
 
 STRICT = Tolerance()
 """Stops at the first unusable sample."""
+
+
+def read_list(uri: str) -> dict[str, str]:
+    """What a list of unusable samples says: key -> reason."""
+    lines = map(json.loads, storage.read_bytes(uri).decode().splitlines())
+    return {line["key"]: line["reason"] for line in lines}
+
+
+def require_few(reasons: Mapping[str, str], num_samples: int, max_share: float, listed: str | None) -> None:
+    """Refuse more unusable samples than a share of the data set.
+
+    Args:
+        reasons: of the unusable samples, by key.
+        num_samples: of the data set.
+        max_share: share of them that may be unusable, 0..1.
+        listed: where the list is, for the message.
+    """
+    if len(reasons) > max_share * num_samples:
+        last = SampleError(*list(reasons.items())[-1])
+        where = f" All are listed in {listed}." if listed else ""
+        raise UserError(
+            f"{len(reasons)} of {num_samples} samples cannot be used, more than max_bad_share={max_share}; the last: "
+            f"{last}{where} Mend the data set, or raise max_bad_share."
+        )

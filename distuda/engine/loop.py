@@ -30,7 +30,8 @@ from distuda.engine.run import build_method, environment
 from distuda.engine.step import Step, sync_buffers
 from distuda.errors import UserError
 from distuda.methods.method import Method
-from distuda.recipe import Domain, Recipe, RelabelRecipe, Source, changes, to_yaml
+from distuda.recipe import Domain, Recipe, RelabelRecipe, Source, to_yaml
+from distuda.resume import changes
 
 OpenStream = Callable[..., Iterator[Batch]]
 

@@ -24,16 +24,20 @@ from distuda.data.dataset import Dataset, open_dataset, rows_of
 from distuda.data.labels import IGNORE
 from distuda.data.sample import SCHEMA
 from distuda.data.shards import count_pixels
-from distuda.data.tolerance import Tolerance
+from distuda.data.tolerance import Tolerance, read_list, require_few
 from distuda.engine.loop import choose_device
 from distuda.engine.run import open_run
 from distuda.errors import UserError
 from distuda.recipe import Domain, RelabelRecipe
 from distuda.relabel import RELABELS, Relabeller
 from distuda.relabel.relabeller import Counts, Recent, Row, Task, encode_map
+from distuda.resume import differences
 
 RELABEL = "relabel.yaml"
 """The resolved recipe of a relabel phase, in its folder."""
+
+BAD_SAMPLES = "bad_samples"
+"""What the names of the lists of unusable samples begin with; each process has its own."""
 
 
 def relabel(recipe: RelabelRecipe) -> str:
@@ -63,6 +67,7 @@ def relabel(recipe: RelabelRecipe) -> str:
     rate = (len(dataset) - done) / max(1e-6, time.monotonic() - started_s)
     console.print(f"{recipe.relabel.name}: done, {rate:.1f} images/s", highlight=False)
     if not storage.exists(storage.join(recipe.out, COLUMNS)):
+        _judge(recipe, len(dataset))
         finish(recipe.out, dataset, kind.writes)
     return recipe.out
 
@@ -96,8 +101,11 @@ def require_fresh(recipe: RelabelRecipe) -> None:
         return
     if not recipe.resume:
         raise UserError(f"out={recipe.out!r} holds a relabel phase already. Add resume=true, or choose another.")
-    if read_relabel(recipe.out) != _described(recipe):
-        raise UserError(f"cannot go on with {recipe.out!r}: it was begun with another recipe. Choose another out.")
+    if different := differences(read_relabel(recipe.out), _described(recipe)):
+        raise UserError(
+            f"cannot go on with {recipe.out!r}: it was begun with another recipe ({'; '.join(different)}). Restore "
+            "these values, or choose another out."
+        )
 
 
 def _described(recipe: RelabelRecipe) -> dict[str, Any]:
@@ -130,6 +138,15 @@ def open_labels(uri: str) -> Dataset:
     return open_dataset(domain["uri"], [*domain["columns"], open_columns(uri, dataset.manifest.content_hash).uri])
 
 
+def _judge(recipe: RelabelRecipe, num_samples: int) -> None:
+    """Refuse too many unusable samples in all: a process knows only of those that it has met since it started."""
+    assert recipe.out is not None
+    domain: Domain = getattr(recipe, recipe.relabel.domain)
+    lists = [storage.join(recipe.out, name) for name in storage.list_folder(recipe.out) if name.startswith(BAD_SAMPLES)]
+    bad = {key: reason for uri in lists for key, reason in read_list(uri).items()}
+    require_few(bad, num_samples, domain.max_bad_share, ", ".join(lists))
+
+
 class Worker:
     """One process that relabels row groups; what it needs is loaded once.
 
@@ -144,7 +161,7 @@ class Worker:
         self.out, self.dataset, self.columns = recipe.out, dataset, list(columns)
         self.relabeller = build(recipe, dataset)
         share = getattr(recipe, recipe.relabel.domain).max_bad_share
-        listed = storage.join(recipe.out, f"bad_samples-{os.uname().nodename}-{os.getpid()}.jsonl")
+        listed = storage.join(recipe.out, f"{BAD_SAMPLES}-{os.uname().nodename}-{os.getpid()}.jsonl")
         self.tolerance = Tolerance(len(dataset), share, listed)
         self._surveys: Recent[str, Counts] = Recent(8)
 
