@@ -60,6 +60,11 @@ STUDY = Study(
         "~ self-training, share": [SELF_TRAINING, "method.weighting=share"],
         "~ self-training, feature distance": [SELF_TRAINING, "method.lambda_distance=0.005"],
         "~ self-training, warm-up": [SELF_TRAINING, "optimizer.warmup_steps=50"],
+        # DAFormer leaves out 15 and 120 of 512 rows; here of crops that are as high as the image
+        "~ self-training, high crops": [SELF_TRAINING, "augment.crop=[240,180]"],
+        "~ self-training, high crops, margins": [
+            SELF_TRAINING, "augment.crop=[240,180]", "method.margins=[7,56,0,0]",
+        ],
         "~ self-training, teacher 0.999": [SELF_TRAINING, "method.ema_decay=0.999"],
         "~ self-training, detail": [SELF_TRAINING, "model.detail=[96,128]"],
         # blocks as large beside the image as the authors' (32 of 512 rows at half resolution are 15 of these 240)

@@ -36,9 +36,11 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     return total * world_size() / global_sum(count).clamp(min=1)
 
 
-def global_share(mask: Tensor) -> Tensor:
-    """Share of true entries over all ranks, a scalar in [0, 1]."""
-    return global_sum(mask.sum()) / global_sum(torch.full((), float(mask.numel()), device=mask.device))
+def global_share(mask: Tensor, among: Tensor | None = None) -> Tensor:
+    """Share of true entries over all ranks, a scalar in [0, 1]; ``among`` only those that are true there."""
+    if among is None:
+        return global_sum(mask.sum()) / global_sum(torch.full((), float(mask.numel()), device=mask.device))
+    return global_sum((mask & among).sum()) / global_sum(among.sum()).clamp(min=1)
 
 
 def cross_entropy(logits_BCHW: Tensor, label_BHW: Tensor, weight_BHW: Tensor | None = None) -> Tensor:

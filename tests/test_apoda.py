@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from settings import SETTINGS, tiny_batch, tiny_method, tiny_recipe
+from settings import DEEPLAB, SETTINGS, tiny_batch, tiny_method, tiny_recipe
 from torch import Tensor
 
 from distuda.data.augment import geometry
@@ -199,3 +199,10 @@ def test_a_teacher_beside_it_adds_mixed_images() -> None:
 def test_a_layer_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match=r"attack.layers=\[2\]: the network gives 2 feature maps"):
         scene("method.attack.layers=[2]")[0](*(geometry(tiny_batch(2, i), tiny_recipe().augment) for i in (1, 2)))
+
+
+def test_a_layer_that_the_head_does_not_look_at_is_named() -> None:
+    with pytest.raises(UserError, match=r"attack.layers names feature map 0, which the main head"):
+        scene("method.attack.layers=[0]", *DEEPLAB)[0](
+            *(geometry(tiny_batch(2, i), tiny_recipe().augment) for i in (1, 2))
+        )

@@ -258,29 +258,47 @@ def rare_corner(*specks: int) -> Batch:
 
 def test_rare_class_crops_show_the_class() -> None:
     batch, config = rare_corner(), GeometryConfig(crop=(24, 32))
-    rare = RareClassFocus(torch.tensor([0.0, 0.0, 1.0]), min_pixels=250)
+    rare = RareClassFocus(torch.tensor([0.0, 0.0, 1.0]), min_pixels=250, crop_pixels=250)
     shown = [(geometry(batch, config, focus).label_BHW == 2).sum(dim=(1, 2)) > 250 for focus in (None, rare)]
     assert shown[0].float().mean() < 0.35 < 0.6 < shown[1].float().mean()
     again = geometry(batch, config, rare).label_BHW
     assert torch.equal(again, geometry(batch, config, rare).label_BHW)
-    common = RareClassFocus(torch.tensor([1.0, 0.0, 0.0]), min_pixels=250)
+    common = RareClassFocus(torch.tensor([1.0, 0.0, 0.0]), min_pixels=250, crop_pixels=250)
     assert geometry(batch, config, common).label_BHW.shape == (64, 24, 32)
 
 
 def test_specks_of_rarer_classes_are_not_what_an_image_was_drawn_for() -> None:
     config, even = GeometryConfig(crop=(24, 32)), torch.tensor([0.0, 0.0, 0.2, 0.2, 0.2, 0.2, 0.2])
     looked_at = [
-        geometry(batch, config, RareClassFocus(even, 250)) for batch in (rare_corner(), rare_corner(3, 4, 5, 6))
+        geometry(batch, config, RareClassFocus(even, 250, 250)) for batch in (rare_corner(), rare_corner(3, 4, 5, 6))
     ]
     shown = [((crop.label_BHW == 2).sum(dim=(1, 2)) > 250).float().mean() for crop in looked_at]
     assert shown[1] == shown[0] > 0.6
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_a_class_that_crops_could_show_is_not_what_an_image_was_drawn_for(halved: bool) -> None:
+    """Class 3 has fewer pixels than the sampler asks of an image and more than a crop must show."""
+    batch, config = rare_corner(), GeometryConfig(crop=(24, 32))
+    assert batch.label_BHW is not None
+    batch.label_BHW[:, 36:, 52:] = 3  # 672 pixels, class 2 has 768 in the other corner
+    batch.stored_B = torch.full((64,), 4 * 60 * 80) if halved else None
+    times = 4 if halved else 1  # of images that were four times as large when the sampler counted
+    seen = []
+    for weight in ([0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 100.0]):
+        crop = geometry(batch, config, RareClassFocus(torch.tensor(weight), 700 * times, crop_pixels=250))
+        seen.append(crop.label_BHW)
+    assert torch.equal(*seen) and (seen[0] == 2).sum(dim=(1, 2)).gt(250).float().mean() > 0.6
+    held = geometry(batch, config, RareClassFocus(torch.tensor(weight), 600 * times, crop_pixels=250)).label_BHW
+    shares = [(label == 3).sum(dim=(1, 2)).gt(250).float().mean() for label in (seen[0], held)]
+    assert shares[0] < 0.1 < 0.4 < shares[1]
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_focused_crops_are_copied_and_not_blurred(flip: float) -> None:
     noise = torch.randint(0, 256, (16, 3, 41, 58), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     label = torch.arange(41 * 58).view(1, 41, 58).expand(16, -1, -1) % 251  # says where a pixel is from
-    focus = RareClassFocus(torch.ones(251), min_pixels=10**6)
+    focus = RareClassFocus(torch.ones(251), min_pixels=10**6, crop_pixels=10**6)
     crop = geometry(Batch(noise, label, torch.arange(16)), GeometryConfig(crop=(20, 32), flip=flip), focus)
     assert (crop.image_BCHW * 255 - (crop.image_BCHW * 255).round()).abs().max() < 0.05
     places = set()

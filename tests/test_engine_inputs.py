@@ -14,7 +14,7 @@ from distuda.data.dataset import open_dataset
 from distuda.data.labels import ClassTable
 from distuda.data.reader import iterate_once, read_batches
 from distuda.data.shards import write_shards
-from distuda.engine.inputs import open_data
+from distuda.engine.inputs import doubts, open_data
 from distuda.engine.loop import fit, settle
 from distuda.engine.run import read_rows
 from distuda.errors import UserError
@@ -88,6 +88,31 @@ def test_bad_samples_are_listed_in_the_run_folder(domains: list[str], tmp_path: 
     rows = read_rows(str(tmp_path / "run"))
     assert [row for row in rows if row["kind"] == "train"][-1]["bad_samples"] == 1
     assert [row for row in rows if row["kind"] == "evaluation"][-1]["num_images"] == 7
+
+
+def test_rare_classes_are_looked_for_in_images_of_one_size(domains: list[str], tmp_path: Path) -> None:
+    write_shards([*tiny_samples(2, 1), *tiny_samples(2, 2, size=(48, 64))], str(tmp_path / "mixed"), TABLE)
+    words = [*domains, f"source.uri={tmp_path / 'mixed'}", "source.rare_class_temperature=0.1"]
+    with pytest.raises(UserError, match=r"have 2 sizes, such as \[40,56\] and \[48,64\].*source.size"):
+        open_data(tiny_recipe(*words))
+    open_data(tiny_recipe(*words, "source.size=[40,56]"))
+
+
+def test_a_style_needs_source_images(domains: list[str]) -> None:
+    words = ["method.name=feature_regression", "method.pairs=given", "augment.style=fourier"]
+    with pytest.raises(UserError, match=r"augment.style='fourier'.*'feature_regression' looks at no source image"):
+        open_data(tiny_recipe(*domains, *words), coming={"target": ["pair"]})
+
+
+def test_a_target_smaller_than_the_crop_is_told(domains: list[str]) -> None:
+    for words, told in (
+        (["augment.crop=[64,48]"], "[40,56]"),
+        (["augment.scale=[0.5,1]"], "augment.scale=0.5"),
+        ([], ""),
+    ):
+        recipe = tiny_recipe(*domains, "method.name=minent", *words)
+        said = list(doubts(recipe, open_data(recipe)))
+        assert [told in sentence for sentence in said] == [True] * bool(told)
 
 
 def sparse(folder: Path) -> str:

@@ -82,7 +82,7 @@ def test_a_table_without_things_is_refused() -> None:
 def test_margins_have_no_pseudo_labels() -> None:
     recipe = tiny_recipe(*SETTINGS["self_training_margins"])
     method: Any = tiny_method(recipe)
-    _, weight, _ = method.teaching.pseudo_label(geometry(tiny_batch(2, 2), recipe.augment).image_BCHW)
+    _, weight, _ = method.teaching.pseudo_label(geometry(tiny_batch(2, 2), recipe.augment))
     inner = torch.zeros_like(weight)
     inner[:, 3:-2, 1:-4] = 1
     assert torch.equal(weight > 0, inner > 0)
@@ -92,7 +92,7 @@ def test_margins_that_leave_nothing_and_unknown_classes_are_refused() -> None:
     recipe = tiny_recipe(*SETTINGS["self_training_margins"], "method.margins=[20,12,0,0]")
     method: Any = tiny_method(recipe)
     with pytest.raises(UserError, match="48x32"):
-        method.teaching.pseudo_label(geometry(tiny_batch(2, 2), recipe.augment).image_BCHW)
+        method.teaching.pseudo_label(geometry(tiny_batch(2, 2), recipe.augment))
     flipped = [*SETTINGS["self_training_margins"], "method.margins=[0,0,8,0]", "augment.flip=0.5"]
     with pytest.raises(UserError, match=r"margins=\[0, 0, 8, 0\] leave out more on one side.*augment.flip=0"):
         tiny_method(tiny_recipe(*flipped))

@@ -1,6 +1,7 @@
 """What every method must keep: finite losses, no idle parameter, ranks that add up, and the papers' own orders."""
 
 import copy
+import dataclasses
 import os
 from typing import Any
 
@@ -261,14 +262,14 @@ def test_pseudo_labels_and_their_weight() -> None:
     method, step = step_of("self_training")
     target = cropped(tiny_batch(2, 2), step.recipe)
     teaching = method.teaching
-    label, weight, max_prob = teaching.pseudo_label(target.image_BCHW)
+    label, weight, max_prob = teaching.pseudo_label(target)
     probability = teaching.teacher(target.image_BCHW).main.softmax(1)
     assert torch.equal(label, probability.argmax(1))
     share = (probability.amax(1) >= method.config.confidence).float().mean()
     assert weight.unique().tolist() == pytest.approx([share.item()]) and not weight.requires_grad
     assert max_prob.min() >= 1 / TABLE.num_classes
     teaching.config = teaching.config.model_copy(update={"weighting": "pixel"})
-    _, weight, max_prob = teaching.pseudo_label(target.image_BCHW)
+    _, weight, max_prob = teaching.pseudo_label(target)
     assert torch.equal(weight, (max_prob >= method.config.confidence).float()) and 0 < weight.mean() < 1
 
 
@@ -279,9 +280,22 @@ def test_mixed_images_labels_and_weights_come_from_the_same_side() -> None:
     pasted = (image - source.image_BCHW).abs().amax(1) < 1e-5
     kept = (image - target.image_BCHW).abs().amax(1) < 1e-5
     assert (pasted | kept).all() and pasted.any() and kept.any()
-    pseudo, q, _ = method.teaching.pseudo_label(target.image_BCHW)
+    pseudo, q, _ = method.teaching.pseudo_label(target)
     assert torch.equal(label[~pasted], pseudo[~pasted]) and torch.equal(label[~kept], source.label_BHW[~kept])
     assert (weight[~kept] == 1).all() and torch.equal(weight[~pasted], q[~pasted])
+
+
+def test_the_sure_share_is_of_what_is_shown() -> None:
+    method, step = step_of("self_training", "augment.crop=[64,64]")
+    source, target = (cropped(tiny_batch(2, i), step.recipe) for i in (1, 2))
+    _, weight, max_prob = method.teaching.pseudo_label(target)
+    shown = target.shown_BHW
+    share = (max_prob >= method.config.confidence)[shown].float().mean()
+    assert weight[shown].unique().tolist() == pytest.approx([share.item()]) and not weight[~shown].any()
+    everything = dataclasses.replace(target, shown_BHW=None)
+    mixed = [method.teaching.views(source, one)[0]["mix"].label_BHW for one in (target, everything)]
+    for label in mixed:  # a small source image covers nothing of the target with its black
+        assert (label[~source.shown_BHW] != 255).all()
 
 
 def test_beside_a_small_target_there_are_no_pseudo_labels() -> None:
@@ -303,8 +317,8 @@ def test_statistics_of_the_source_are_those_of_its_passes_alone() -> None:
     assert running and all(torch.equal(value, state[name]) for name, value in running.items())
     for mine, theirs in zip(method.teaching.teacher.buffers(), method.student.buffers(), strict=True):
         assert torch.equal(mine, theirs)
-    images = cropped(target, step.recipe).image_BCHW
-    one, both = (method.teaching.pseudo_label(batch)[2][0] for batch in (images[:1], images))
+    crops = cropped(target, step.recipe)
+    one, both = (method.teaching.pseudo_label(batch)[2][0] for batch in (crops[:1], crops))
     torch.testing.assert_close(one, both)  # normalised by the batch, it would depend on the rest of it
     assert step_of("self_training")[0].teaching.teacher.training and not method.teaching.teacher.training
 
@@ -343,7 +357,7 @@ def test_hidden_blocks_are_zero_once_normalised() -> None:
     shown = (view - method.student.normalise(target.image_BCHW)).abs().amax(1) < 1e-4
     assert 0.2 < shown.float().mean() < 0.8
     assert view.abs().amax(1)[~shown].max() < 1e-6
-    pseudo, weight, _ = method.teaching.pseudo_label(target.image_BCHW)
+    pseudo, weight, _ = method.teaching.pseudo_label(target)
     assert torch.equal(views["mask"].label_BHW, pseudo) and torch.equal(views["mask"].weight_BHW, weight)
 
 

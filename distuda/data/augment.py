@@ -82,12 +82,14 @@ class RareClassFocus:
     Attributes:
         weight_C: how likely a sample that holds a class was drawn for it (`Dataset.rare_class_weights`), any scale, on
             the batch's device.
-        min_pixels: a crop is taken if it shows more pixels of that class than this.
+        min_pixels: a sample holds a class if its stored label has more pixels of it than this, as when it was drawn.
+        crop_pixels: a crop is taken if it shows more pixels of that class than this.
         tries: crops drawn at most; the last is taken in any case.
     """
 
     weight_C: Tensor
     min_pixels: int
+    crop_pixels: int
     tries: int = 10
 
 
@@ -106,7 +108,7 @@ def geometry(batch: Batch, config: GeometryConfig, focus: RareClassFocus | None 
     if any(crop_size[i] / config.scale[0] > window[i] for i in (0, 1)):
         batch = _every_frame_shown(batch)
     if focus is not None and batch.label_BHW is not None:
-        grid = _focused_grid(batch.seed_B, batch.label_BHW, crop_size, config, focus)
+        grid = _focused_grid(batch, batch.label_BHW, crop_size, config, focus)
     else:
         grid = _crop_grid(batch.seed_B, window, crop_size, config)
     return _every_frame(batch, lambda frame: _cropped(frame, grid))
@@ -189,16 +191,24 @@ def _place(seed_B: Tensor, window: tuple[int, int], crop: tuple[int, int]) -> Te
     return first * 2 / room.clamp(min=1) - 1
 
 
-def _focused_grid(
-    seed_B: Tensor, label_BHW: Tensor, crop: tuple[int, int], config: GeometryConfig, focus: RareClassFocus
-) -> Tensor:
-    """For each sample the first of several crops that shows enough of the class it was drawn for, which is drawn among
-    those that its window has enough of: a speck of a rarer class is not why it came.
-    """
-    num_classes = len(focus.weight_C)
-    chance_BC = focus.weight_C * (_pixels_per_class(label_BHW, num_classes) > focus.min_pixels)
+def _drawn_for(batch: Batch, label_BHW: Tensor, focus: RareClassFocus) -> Tensor:
+    """(B,) the class each sample was drawn for, itself drawn among those that the sampler says it holds."""
+    num_classes, area = len(focus.weight_C), label_BHW.shape[-2] * label_BHW.shape[-1]
+    pixels_BC = _pixels_per_class(label_BHW, num_classes)
+    if batch.stored_B is not None:  # the sampler counted before images were resized
+        pixels_BC = pixels_BC * (batch.stored_B / area)[:, None]
+    held_BC = pixels_BC > focus.min_pixels
+    held_BC = torch.where(held_BC.any(dim=1, keepdim=True), held_BC, pixels_BC > 0)  # lost to resizing by a few pixels
+    chance_BC = focus.weight_C * held_BC
     ladder_BC = chance_BC.cumsum(dim=1) / chance_BC.sum(dim=1, keepdim=True).clamp(min=1e-12)
-    wanted_B = (ladder_BC <= uniform(seed_B, "rare_class")[:, None]).sum(dim=1).clamp(max=num_classes - 1)
+    return (ladder_BC <= uniform(batch.seed_B, "rare_class")[:, None]).sum(dim=1).clamp(max=num_classes - 1)
+
+
+def _focused_grid(
+    batch: Batch, label_BHW: Tensor, crop: tuple[int, int], config: GeometryConfig, focus: RareClassFocus
+) -> Tensor:
+    """For each sample the first of several crops that shows enough of the class it was drawn for."""
+    seed_B, num_classes, wanted_B = batch.seed_B, len(focus.weight_C), _drawn_for(batch, label_BHW, focus)
     window, coarse = (label_BHW.shape[-2], label_BHW.shape[-1]), 4  # every 4th pixel each way is counted, as 16
     chosen, found_B = None, torch.zeros(len(seed_B), dtype=torch.bool, device=seed_B.device)
     for attempt in range(focus.tries):
@@ -207,7 +217,7 @@ def _focused_grid(
         label = _sample_labels(label_BHW, grid[:, ::coarse, ::coarse])
         assert label is not None
         shown_B = _pixels_per_class(label, num_classes).gather(1, wanted_B[:, None])[:, 0]
-        found_B = found_B | (shown_B * coarse**2 > focus.min_pixels)
+        found_B = found_B | (shown_B * coarse**2 > focus.crop_pixels)
     assert chosen is not None
     return chosen
 

@@ -30,6 +30,7 @@ class Batch:
             and flip as the image's. None unless the method asked for it.
         shown_BHW: bool, false where there is nothing of the image because it is smaller than the window or crop; size,
             crop and flip as the image's. None = there is nothing of that kind in the batch.
+        stored_B: int64, how many pixels each image had before it was resized. None = as many as now.
         before: the clips' frames before these, with the same seeds, crops and flips; their label is 255 where they have
             none. None unless the method asked for clips, and of a clip's first frame.
         flow_B2HW: float32 backward flow to ``before``: what is at (x, y) was at (x + u, y + v) there [pixels].
@@ -45,6 +46,7 @@ class Batch:
     tags_BC: Tensor | None = None
     mined_BHW: Tensor | None = None
     shown_BHW: Tensor | None = None
+    stored_B: Tensor | None = None
     before: "Batch | None" = None
     flow_B2HW: Tensor | None = None
     valid_BHW: Tensor | None = None

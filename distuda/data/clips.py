@@ -146,7 +146,7 @@ def flow_between(row: Mapping[str, Any], image: NDArray[np.uint8], before: NDArr
 
 def _cut(frame: Pictures, region: Size, seed: int) -> Pictures:
     cut: Pictures = {
-        name: values if name == "tags" else window(values, region, seed, _FILL.get(name, 0))
+        name: values if name in ("tags", "stored") else window(values, region, seed, _FILL.get(name, 0))
         for name, values in frame.items()
     }
     if (shown := shown_part(frame["image"].shape[:2], region)) is not None:

@@ -31,7 +31,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 Pictures = dict[str, Any]
 """One decoded sample by column: ``image``, ``pair`` uint8 RGB (H, W, 3); ``label``, ``mined`` uint8 (H, W); ``tags``
-int64 train ids; of a clip's frame also ``flow`` float32 (H, W, 2), ``valid`` bool (H, W), and the frame ``before``."""
+int64 train ids; ``stored``, the image's pixels before resizing; of a clip's frame also ``flow`` float32 (H, W, 2),
+``valid`` bool (H, W), and the frame ``before``."""
 
 Ids = TypeVar("Ids", np.uint8, np.uint16)
 Value = TypeVar("Value", bound=np.generic)
@@ -168,7 +169,7 @@ def decode_row(
     """
     key = str(row["key"])
     native = decode_image(row["image"], key)
-    found: Pictures = {"image": _placed_image(native, size, region, seed)}
+    found: Pictures = {"image": _placed_image(native, size, region, seed), "stored": native.shape[0] * native.shape[1]}
     for name in ("label", "mined"):
         if name in columns and row[name] is not None:
             found[name] = _placed_ids(row[name], key, native.shape[:2], size, region, seed)

@@ -150,9 +150,9 @@ def collate(pictures: Sequence[Pictures], seeds: list[int], keys: list[str], num
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{w}x{h}" for h, w, _ in shapes))
-        raise UserError(f"images of one batch differ in size ({sizes}). Set a size or a region for the domain.")
+        raise UserError(f"images of one batch differ in size ({sizes}). Set the domain's size, or augment.crop.")
     stacked = {name: torch.from_numpy(np.stack([found[name] for found in pictures]))
-               for name in pictures[0] if name not in ("tags", "before", "shown")}  # fmt: skip
+               for name in pictures[0] if name not in ("tags", "before", "shown", "stored")}  # fmt: skip
     batch = Batch(stacked["image"].permute(0, 3, 1, 2), None, torch.tensor(seeds, dtype=torch.int64), keys)
     if "label" in stacked:
         batch.label_BHW = stacked["label"].long()
@@ -167,6 +167,8 @@ def collate(pictures: Sequence[Pictures], seeds: list[int], keys: list[str], num
         batch.shown_BHW = torch.from_numpy(np.stack(shown))
     if "before" in pictures[0]:
         batch.before = collate([found["before"] for found in pictures], seeds, keys, num_classes)
+    if "stored" in pictures[0]:
+        batch.stored_B = torch.tensor([found["stored"] for found in pictures])
     if "tags" in pictures[0]:
         batch.tags_BC = torch.zeros(len(keys), num_classes, dtype=torch.bool)
         for row, found in zip(batch.tags_BC, pictures, strict=True):

@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+
 from distuda.data.dataset import Dataset, open_dataset
 from distuda.engine.source_scores import SourceScores, open_source_scores
 from distuda.errors import UserError
@@ -54,6 +56,8 @@ def open_data(recipe: Recipe, coming: Mapping[str, Collection[str]] = MappingPro
                 f"{data.table.name!r} {list(data.table.classes)}. Prepare both with the same --classes."
             )
     _require_score(recipe, evaluation)
+    _require_style(recipe)
+    _require_one_size(recipe, source)
     labels_come = "label" in coming.get("source", ())
     source_scores = open_source_scores(recipe, recipe.evaluation.scores, source, labels_come=labels_come)
     if recipe.batch_size % recipe.accumulate:
@@ -83,6 +87,39 @@ def _require_score(recipe: Recipe, evaluation: Dataset) -> None:
         )
 
 
+def _require_style(recipe: Recipe) -> None:
+    """Refuse to restyle source images that the method does not look at."""
+    if recipe.augment.style != "none" and "source" not in recipe.method.reads:
+        raise UserError(
+            f"augment.style={recipe.augment.style!r} gives source images the target's style, and method "
+            f"{recipe.method.name!r} looks at no source image as it is set. Set augment.style=none."
+        )
+
+
+def _require_one_size(recipe: Recipe, source: Dataset) -> None:
+    """Refuse to look for rare classes in whole images that make no batch."""
+    if recipe.source.rare_class_temperature is None or recipe.source.size is not None:
+        return
+    sizes = _sizes(source)
+    if len(sizes) > 1:
+        two = " and ".join(map(_words, sizes[:2]))
+        raise UserError(
+            f"source.rare_class_temperature={recipe.source.rare_class_temperature} looks for crops in whole images, "
+            f"and those of {source.uri!r} have {len(sizes)} sizes, such as {two} "
+            "(height, width). Give them one with source.size, or set source.rare_class_temperature=none."
+        )
+
+
+def _sizes(data: Dataset) -> list[tuple[int, int]]:
+    """Different (height, width) of a data set's images, ascending."""
+    pairs = np.stack([data.index[side].to_numpy() for side in ("height", "width")], axis=1)
+    return [(int(height), int(width)) for height, width in np.unique(pairs, axis=0)]
+
+
+def _words(size: tuple[int, int]) -> str:
+    return f"[{size[0]},{size[1]}]"
+
+
 def _require(why: str, data: Dataset, column: str) -> None:
     """What `Dataset.require` refuses, with who asks for it."""
     try:
@@ -91,7 +128,7 @@ def _require(why: str, data: Dataset, column: str) -> None:
         raise UserError(f"{why}: {error}") from None
 
 
-def doubts(recipe: Recipe) -> Iterator[str]:
+def doubts(recipe: Recipe, data: Data) -> Iterator[str]:
     """What is allowed and hardly meant."""
     if (start := getattr(recipe.method, "start_step", 0)) >= recipe.steps:
         yield (
@@ -104,3 +141,12 @@ def doubts(recipe: Recipe) -> Iterator[str]:
             f"method.lambda_distance={weight} keeps features near those of random weights (model.weights=none). Start "
             "from imagenet or init_from, or set it to 0."
         )
+    crop, zoom = recipe.augment.crop, recipe.augment.scale[0]
+    if crop and data.target is not None and "target" in recipe.method.reads:
+        smallest = recipe.target.size or tuple(min(side) for side in zip(*_sizes(data.target), strict=True))
+        if any(small * zoom < side for small, side in zip(smallest, crop, strict=True)):
+            yield (
+                f"target images of {_words((smallest[0], smallest[1]))} (height, width) do not fill "
+                f"augment.crop={_words(crop)} at augment.scale={zoom:g}. The rest is black, and entropy, "
+                "discriminators and consistency look at it too. Choose a smaller crop, or a larger target.size."
+            )

@@ -145,7 +145,8 @@ class Session:
         focus = None
         if self.rare is not None:
             weight_C = torch.tensor(self.rare[1], dtype=torch.float32, device=worker.device)
-            focus = RareClassFocus(weight_C, recipe.source.rare_class_crop_pixels)
+            source = recipe.source
+            focus = RareClassFocus(weight_C, source.rare_class_min_pixels, source.rare_class_crop_pixels)
         self.step = Step(method, recipe, worker.device, focus)
         self.checkpoints = Checkpoints(self.out, recipe.checkpoint)
         self.step_number = self.first_step = 0
@@ -184,7 +185,7 @@ class Session:
             self._describe_run()
             self.log_file = MetricsLog(self.out, self.first_step)
             self.tensorboard = TensorBoard(self.out) if self.recipe.tensorboard else None
-            for sentence in doubts(self.recipe):
+            for sentence in doubts(self.recipe, self.data):
                 warn(sentence)
             title = f"{self.recipe.method.name}"
             self.console = Console(title, self.recipe.steps, self.first_step)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from distuda.draws import normal
+from distuda.errors import UserError
 from distuda.models.segmenter import Features, pick_layers
 
 Objectives = Callable[[Features], tuple[Tensor, ...]]
@@ -86,10 +87,17 @@ def _slopes(
         leaves = [feature.detach().requires_grad_(j in chosen) for j, feature in enumerate(features)]
         values = objectives(tuple(leaves))
         wanted = [leaves[j] for j in chosen]
-        return {
-            i: [slope.float() for slope in torch.autograd.grad(values[i], wanted, retain_graph=i != followed[-1])]
-            for i in followed
-        }
+        slopes = {}
+        for i in followed:
+            found = torch.autograd.grad(values[i], wanted, retain_graph=i != followed[-1], allow_unused=True)
+            for j, slope in zip(chosen, found, strict=True):
+                if slope is None:
+                    raise UserError(
+                        f"method.attack.layers names feature map {j}, which the main head of this network does not "
+                        "look at. Take -1, the last."
+                    )
+            slopes[i] = [slope.float() for slope in found]
+        return slopes
 
 
 def _unit(slope_BDhw: Tensor, normalise: str) -> Tensor:

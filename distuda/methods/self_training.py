@@ -127,9 +127,7 @@ class Teaching(nn.Module):
 
     def views(self, source: Batch, target: Batch) -> tuple[dict[str, View], dict[str, Tensor]]:
         """What the student learns from beside the source (``mix``, ``mask``), and metrics."""
-        label_tgt, weight, max_prob = self.pseudo_label(target.image_BCHW)
-        if target.shown_BHW is not None:  # beside a small image a teacher sees nothing to label
-            weight = weight * target.shown_BHW
+        label_tgt, weight, max_prob = self.pseudo_label(target)
         views: dict[str, View] = {}
         metrics = {"pseudo_weight": weight.mean(), "pseudo_max_prob": max_prob.mean()}
         if self.config.looks_back:
@@ -160,23 +158,26 @@ class Teaching(nn.Module):
         return {key: ramp * factors[name] * loss for name, terms in made.items() for key, loss in terms.items()}
 
     @torch.no_grad()
-    def pseudo_label(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def pseudo_label(self, target: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The teacher's hard labels, their pixel weights and the largest probability; each (B, H, W).
 
         The weight is one number, the share of all ranks' pixels whose probability reaches ``confidence`` (DACS), or 1
-        on those pixels and 0 on the others, which keeps unsure labels of small things out of the loss; 0 in margins.
-        With ``statistics=target`` the teacher normalises by the batch itself, so its running ones become the target's.
+        on those pixels and 0 on the others, which keeps unsure labels of small things out of the loss; 0 in margins and
+        beside images that do not fill the crop. With ``statistics=target`` the teacher normalises by the batch itself,
+        so its running ones become the target's.
         """
-        max_prob, label = self.teacher(image_BCHW).main.float().softmax(dim=1).max(dim=1)
+        max_prob, label = self.teacher(target.image_BCHW).main.float().softmax(dim=1).max(dim=1)
         sure = max_prob >= self.config.confidence
-        weight = sure.float() if self.config.weighting == "pixel" else losses.global_share(sure).expand_as(max_prob)
+        shown = torch.ones_like(sure) if target.shown_BHW is None else target.shown_BHW
+        weight = sure if self.config.weighting == "pixel" else losses.global_share(sure, shown).expand_as(max_prob)
+        weight = weight * shown.float()
         return label, self._without_margins(weight), max_prob
 
     @torch.no_grad()
     def carried_label(self, target: Batch) -> tuple[Tensor, Tensor]:
         """The teacher's labels of the frames before at each pixel of now, 255 where it was hidden; their weights."""
         assert target.before is not None and target.flow_B2HW is not None and target.valid_BHW is not None
-        label, weight, _ = self.pseudo_label(target.before.image_BCHW)
+        label, weight, _ = self.pseudo_label(target.before)
         carried = warp_label(label, target.flow_B2HW).where(target.valid_BHW, losses.IGNORE)
         weight = warp(weight[:, None], target.flow_B2HW, "nearest")[:, 0]
         return carried, weight * (carried != losses.IGNORE)
@@ -212,6 +213,8 @@ def _mixed(source: Batch, target: View, num_classes: int) -> View:
     """The target with half of the classes of each source image pasted onto it, labels alike, at weight 1."""
     assert source.label_BHW is not None and target.label_BHW is not None and target.weight_BHW is not None
     pasted = augment.classmix_mask(source.label_BHW, source.seed_B, num_classes)
+    if source.shown_BHW is not None:  # what is black beside a small image hides nothing of the target
+        pasted = pasted & source.shown_BHW
     return View(
         torch.where(pasted[:, None], source.image_BCHW, target.image_BCHW),
         target.seed_B,
