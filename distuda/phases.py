@@ -2,17 +2,23 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 from distuda import storage
 from distuda.data.columns import COLUMNS
+from distuda.data.labels import ClassTable
 from distuda.engine.loop import OnEvaluation
 from distuda.engine.run import final_loss, read_rows
-from distuda.errors import UserError
+from distuda.errors import UserError, nearest
 from distuda.plan import PHASES, Phase, fewer_rounds, outer, to_yaml
 from distuda.recipe import Recipe, RelabelRecipe
 from distuda.relabel import RELABELS
+
+RUN_FILES = ("recipe.yaml", PHASES)
+"""What the folder of a run, or of a run of several phases, holds one of."""
 
 
 def train_phases(phases: Sequence[Phase], on_evaluation: OnEvaluation | None = None) -> str:
@@ -83,6 +89,7 @@ def check(phases: Sequence[Phase]) -> None:
     from distuda.relabel.job import open_domain, require_fresh
 
     coming: dict[str, set[str]] = {"source": set(), "target": set()}
+    trained: dict[str, Recipe] = {}
     relabels = [phase.name for phase in phases if isinstance(phase.recipe, RelabelRecipe)]
     if relabels and os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(
@@ -99,10 +106,47 @@ def check(phases: Sequence[Phase]) -> None:
                 domain |= set(RELABELS[phase.recipe.relabel.name].writes)
             else:
                 require_start(phase.recipe)
+                _require_start_exists(phase.recipe, trained)
                 settle(phase.recipe)
-                open_data(there, coming)
+                table = open_data(there, coming).source.table
+                _try_network(phase.recipe, trained, table)
+                trained[str(phase.recipe.out)] = phase.recipe
         except UserError as error:
             raise UserError(f"phase {phase.name!r}: {error}") from error
+
+
+def _require_start_exists(recipe: Recipe, trained: Mapping[str, Recipe]) -> None:
+    """Refuse to go on from what is neither a phase before nor a run."""
+    start = recipe.init_from
+    if not start or start in trained or any(storage.exists(storage.join(start, name)) for name in RUN_FILES):
+        return
+    names = [uri.rpartition("/")[2] for uri in trained]
+    hint = nearest(start, names) or (f" (phases before: {', '.join(names)})" if names else "")
+    raise UserError(f"init_from={start!r} is neither a phase before this one nor a run folder{hint}.")
+
+
+def _try_network(recipe: Recipe, trained: Mapping[str, Recipe], table: ClassTable) -> None:
+    """Build a phase's method on random weights: some mistakes only the network itself can tell."""
+    from distuda.engine.run import build_method
+    from distuda.models import build_model
+
+    model = recipe.model.model_copy(update={"weights": "none"})
+    bare = recipe.model_copy(update={"init_from": None, "model": model})
+    build_method(bare, table, torch.full((table.num_classes,), 1 / table.num_classes))
+    if recipe.init_from is None or recipe.init_from not in trained:
+        return
+    before = trained[recipe.init_from].model.model_copy(update={"weights": "none"})
+    if before == model:
+        return
+    ours, theirs = (
+        {name: tensor.shape for name, tensor in build_model(one, table.num_classes, 0).state_dict().items()}
+        for one in (model, before)
+    )
+    if different := sorted(ours.items() ^ theirs.items()):
+        raise UserError(
+            f"it goes on from {recipe.init_from!r}, whose network is another: model.name={before.name!r} there and "
+            f"{model.name!r} here, and {different[0][0]!r} is not in both alike. Give both the same model."
+        )
 
 
 def _with_written_columns(recipe: Recipe | RelabelRecipe) -> Any:

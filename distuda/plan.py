@@ -82,6 +82,8 @@ def load_phases(path: str | None = None, overrides: Sequence[str] = ()) -> list[
     Raises:
         UserError: what `load_recipe` refuses, with the phase's name; phases or words that cannot be understood.
     """
+    if late := [word for word in overrides if "=" not in word and word.endswith((".yaml", ".yml"))]:
+        raise UserError(f"the recipe {late[0]!r} is not the first word. Write it before all fields.")
     config = read_config(path)
     if "phases" not in config:
         if odd := [word for word in overrides if word.startswith("phases.")]:
@@ -94,10 +96,16 @@ def load_phases(path: str | None = None, overrides: Sequence[str] = ()) -> list[
         try:
             recipe = _recipe(config, stage, shared)
         except UserError as error:
-            raise UserError(f"phase {stage.name!r}: {error}") from None
+            hint = " Words hold for every phase; for one, write phases.NAME.FIELD=value." if _is_foreign(error) else ""
+            raise UserError(f"phase {stage.name!r}: {error}{hint}") from None
         phases.append(Phase(stage.name, recipe, stage.base, stage.round, stop_ratio))
         shared = [word for word in shared if not word.startswith("init_from=")]
     return _placed(phases, stages)
+
+
+def _is_foreign(error: UserError) -> bool:
+    """Whether a phase refused a field that it does not have and another may."""
+    return str(error).startswith("unknown field")
 
 
 def fewer_rounds(phases: Sequence[Phase], rounds: int) -> list[Phase]:

@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -29,6 +30,7 @@ from distuda.errors import UserError
 from distuda.metrics.confusion import Confusion
 from distuda.models.segmenter import Segmenter
 from distuda.models.tags import Prohibiting
+from export.errors import PredictError
 from export.onnx import Deployed, build_onnx
 from export.runtime import Predictor
 
@@ -186,7 +188,7 @@ class Report:
     def _caption(self) -> str:
         lines = []
         if self.miou_torch is not None:
-            lines.append(f"mIoU {self.miou_torch:.2%} torch, {self.miou_onnx:.2%} onnx")
+            lines.append(f"mIoU over labelled classes {self.miou_torch:.2%} torch, {self.miou_onnx:.2%} onnx")
         if self.agreement_evaluated is not None:
             scored = "" if self.miou_evaluated is None else f" (mIoU {self.miou_evaluated:.2%})"
             lines.append(f"{self.agreement_evaluated:.2%} same class as evaluation{scored}")
@@ -211,7 +213,8 @@ def verify(onnx: str | bytes, model: Segmenter, images: Images, labels: Labels |
         labels: for each image uint8 train ids (H, W) with 255 = ignore, or None.
     """
     started_s = time.perf_counter()
-    predictor = Predictor(onnx, "cpu")
+    with _as_our_failure() if isinstance(onnx, bytes) else nullcontext():
+        predictor = Predictor(onnx, "cpu")
     report = Report(predictor.provider, time.perf_counter() - started_s)
     deployed = Deployed(copy.deepcopy(model).cpu().float().eval(), predictor.size)
     scores = [Confusion(model.num_classes) for _ in range(2)]
@@ -227,10 +230,23 @@ def verify(onnx: str | bytes, model: Segmenter, images: Images, labels: Labels |
     return report
 
 
+@contextmanager
+def _as_our_failure() -> Iterator[None]:
+    """What the file cannot compute and torch can is no mistake of the user's."""
+    try:
+        yield
+    except PredictError as error:
+        raise ExportMismatch(
+            f"the exported graph fails where torch does not, so it was not kept: {error} Some networks leave their "
+            "graph fit for one image size only (of transformers' backbones Swin v2, and Swin where its windows need no "
+            "padding). Choose another model, or please report this with the model's name."
+        ) from error
+
+
 def _cases(images: Images, labels: Labels) -> Iterator[Case]:
     """Each image as it is; the first ones also resized to odd sides, and cropped to odd sides beside their mirror.
 
-    Labels come with the images as they are alone, so that mIoU is that of evaluation.
+    Labels come with the images as they are alone, as in evaluation.
     """
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         yield Case("native", image[None], None if label is None else label[None])
@@ -250,7 +266,8 @@ def _compare(row: Row, case: Case, deployed: Deployed, predictor: Predictor, sco
     with torch.inference_mode():
         expected, seconds = _timed(lambda: deployed(image), repeats)
     row.torch_s += seconds
-    given, seconds = _timed(lambda: predictor.run(case.image_BHWC), repeats)
+    with _as_our_failure():
+        given, seconds = _timed(lambda: predictor.run(case.image_BHWC), repeats)
     row.onnx_s += seconds
     class_map, confidence, logits, *tags = (tensor.numpy() for tensor in expected)
     row.sizes.add((class_map.shape[1], class_map.shape[2]))

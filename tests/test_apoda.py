@@ -202,7 +202,7 @@ def test_a_layer_that_is_not_there_is_named() -> None:
 
 
 def test_a_layer_that_the_head_does_not_look_at_is_named() -> None:
-    with pytest.raises(UserError, match=r"attack.layers names feature map 0, which the main head"):
+    with pytest.raises(UserError, match=r"attack.layers=\[0\]: the main head .* does not look at feature map 0"):
         scene("method.attack.layers=[0]", *DEEPLAB)[0](
             *(geometry(tiny_batch(2, i), tiny_recipe().augment) for i in (1, 2))
         )

@@ -150,12 +150,15 @@ def test_init_from_starts_at_the_other_runs_weights(finished: Path, domains: lis
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_taken_folder_and_a_changed_recipe_are_refused(finished: Path, domains: list[str]) -> None:
+def test_a_taken_folder_and_a_changed_recipe_are_refused(finished: Path, domains: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds a run already.*resume=true"):
         settle(tiny_recipe(*run_words(domains, finished, "steps=5")))
     changed = ["steps=5", "resume=true", "optimizer.lr=0.5", "batch_size=1"]
     with pytest.raises(UserError, match=r"batch_size: 2 -> 1; optimizer.lr: 0.0002 -> 0.5"):
         settle(tiny_recipe(*run_words(domains, finished, *changed)))
+    (tmp_path / "begun").mkdir()  # refused or ended before its first checkpoint: nothing to go on from
+    (tmp_path / "begun" / "recipe.yaml").write_text((finished / "recipe.yaml").read_text())
+    settle(tiny_recipe(*run_words(domains, tmp_path / "begun", *changed)))
     freely = ["log_every_steps=7", "source.max_bad_share=0.1"]
     settle(tiny_recipe(*run_words(domains, finished, "steps=5", "resume=true", *freely)))
 

@@ -16,6 +16,8 @@ from distuda.data.shards import write_shards
 from distuda.engine.evaluate import evaluate
 from distuda.engine.loop import fit, settle
 from distuda.engine.run import read_rows
+from distuda.engine.scoring import score_run
+from distuda.metrics.label_free import SCORES
 from distuda.models.segmenter import Output
 from distuda.recipe import Recipe
 from distuda.report.tables import scores
@@ -99,3 +101,5 @@ def test_without_evaluation_data_the_targets_labels_are_not_looked_at(domains: l
     fit(settle(tiny_recipe(*run_words(domains, tmp_path / "run", *words))))
     row = read_rows(str(tmp_path / "run"))[-1]
     assert row["kind"] == "evaluation" and "miou" not in row and row["num_images"] == 2
+    scored = score_run(str(tmp_path / "run"), scores=["all"])  # `distuda evaluate` does as training did
+    assert scored["uri"] == labelled and set(SCORES) & set(scored) and "miou" not in scored

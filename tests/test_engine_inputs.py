@@ -19,6 +19,8 @@ from distuda.engine.loop import fit, settle
 from distuda.engine.run import read_rows
 from distuda.errors import UserError
 
+RARE = ["source.rare_class_temperature=0.1", "source.rare_class_min_pixels=50"]
+
 
 def test_an_oracle_without_target_labels_is_refused(domains: list[str]) -> None:
     with pytest.raises(UserError, match="looks at 'label' of the target"):
@@ -63,6 +65,9 @@ def test_missing_data_is_refused(domains: list[str], tmp_path: Path) -> None:
         (["method.start_step=1"], "warning: method.start_step=1 is not within steps=1"),
         (["method.lambda_distance=0.1"], "warning: method.lambda_distance=0.1 keeps features near those of random"),
         (["method.lambda_distance=0.1", "model.weights=imagenet"], ""),
+        (["optimizer.warmup_steps=1"], "warning: optimizer.warmup_steps=1 is not within steps=1"),
+        ([*RARE, "source.rare_class_crop_pixels=1536"], "warning: source.rare_class_crop_pixels=1536 is all of a crop"),
+        ([*RARE, "source.rare_class_crop_pixels=9"], ""),
     ],
 )
 def test_what_is_hardly_meant_is_told(
@@ -115,6 +120,11 @@ def test_a_target_smaller_than_the_crop_is_told(domains: list[str]) -> None:
         assert [told in sentence for sentence in said] == [True] * bool(told)
 
 
+def test_windows_larger_than_the_crop_are_refused(domains: list[str]) -> None:
+    with pytest.raises(UserError, match=r"model.detail=\[16,64\] \(height, width\) does not fit into .*\[32,48\]"):
+        open_data(tiny_recipe(*domains, "model.detail=[16,64]"))
+
+
 def sparse(folder: Path) -> str:
     """Nine samples; those of number 0, 4 and 8 have a label."""
     frames = list(tiny_samples(9, seed=3))
@@ -134,9 +144,6 @@ def test_a_sparsely_labelled_set_is_scored_on_its_labels(tmp_path: Path, domains
     assert all(batch.label_BHW is not None for batch in iterate_once(data))
     opened = open_data(tiny_recipe(*domains, f"evaluation.uri={data.uri}", "checkpoint.best_by=target_miou"))
     assert opened.evaluation.uri == data.uri, "some labels make a score"
-
-
-RARE = ["source.rare_class_temperature=0.1", "source.rare_class_min_pixels=50"]
 
 
 @pytest.mark.parametrize(

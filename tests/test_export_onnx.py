@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ from distuda.models.segmenter import Features, Normalise, Segmenter
 from distuda.models.vgg import DeepLabLargeFovVgg16, DeepLabV2Vgg16
 from distuda.recipe import parse_recipe
 from export import verify as verification
+from export.errors import PredictError
 from export.onnx import Deployed, build_onnx, export_onnx, resize_as_trained
 from export.runtime import Predictor
 from export.verify import ExportMismatch, Limits, Report, Row, export_run, verify
@@ -188,6 +190,19 @@ def test_verify_compares_with_the_resize_of_evaluation(sized_file: bytes) -> Non
 def test_verify_refuses_another_networks_file(tiny_file: bytes) -> None:
     with pytest.raises(ExportMismatch, match=r"native.*of pixels agree"):
         verify(tiny_file, Tiny(seed=1), list(images(1, 70, 70))).require()
+
+
+def test_a_graph_that_fits_one_size_only_is_our_failure(tiny_file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Predictor.run
+
+    def run(predictor: Predictor, image_NHWC: Any) -> Any:
+        if image_NHWC.shape[1] != 70:
+            raise PredictError("cannot compute 1 image(s) of 53x53 on cpu: MatMul. Use larger images.")
+        return whole(predictor, image_NHWC)
+
+    monkeypatch.setattr(Predictor, "run", run)
+    with pytest.raises(ExportMismatch, match=r"fails where torch does not.*53x53.*one image size only"):
+        verify(tiny_file, Tiny(), list(images(1, 70, 70)))
 
 
 def report_with(agreement: float = 1.0, confidence: float = 0.0, miou: float = 0.5) -> Report:

@@ -40,6 +40,14 @@ def test_windows_cover_any_image(size: tuple[int, int], monkeypatch: pytest.Monk
     torch.testing.assert_close(model._all_windows(image), image)
 
 
+@pytest.mark.parametrize("size", [(49, 81), (24, 30)])
+def test_images_smaller_than_twice_what_the_network_needs_are_seen(size: tuple[int, int]) -> None:
+    """MiT reduces maps of stride 4 by kernels of 8: half of these images would be too small for it."""
+    model = network("model.name=mit_b0")
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, *size)).main.shape == (1, 4, *size)
+
+
 def test_attention_chooses_between_context_and_detail() -> None:
     model, image = network(), torch.rand(2, 3, 64, 96)
     with torch.no_grad():
@@ -73,7 +81,7 @@ def test_origins_spread_over_the_image() -> None:
 
 
 def test_windows_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UserError, match="larger than the 110x20 crop"):
+    with pytest.raises(UserError, match=r"model.detail=\[32, 48\].*does not fit into the crop \[20, 110\]"):
         network()._draw_origins(SEEDS, (20, 110))
     with pytest.raises(UserError, match="sees 8 pixels across, but needs 16"):
         network("model.detail=[8,48]")

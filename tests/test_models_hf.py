@@ -171,7 +171,7 @@ def test_what_the_user_can_mend(folders: dict[str, str], tmp_path: Path) -> None
         build_model(tiny_recipe("model.name=hf").model, 5)
     with pytest.raises(UserError, match="did you mean 'imagenet'"):
         load_backbone(folders["swin"], "imagenett")
-    with pytest.raises(UserError, match=r"cannot be loaded.*Give a folder"):
+    with pytest.raises(UserError, match=r"nothing.* is no folder. Give one that holds config.json"):
         load_backbone(str(tmp_path / "nothing"), "imagenet")
     transformers.BertConfig().save_pretrained(tmp_path / "bert")
     with pytest.raises(UserError, match="bert, which is no backbone"):

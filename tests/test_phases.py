@@ -66,6 +66,7 @@ def test_a_recipe_without_phases_is_one_nameless_phase(tmp_path: Path) -> None:
     path = written(tmp_path, "steps: 3\n")
     assert load_phases(path, ["seed=2"]) == [Phase("", load_recipe(path, ["seed=2"]))]
     assert "has no phases" in refused(path, "phases.a.steps=3")
+    assert "'recipes/advent.yaml' is not the first word" in refused(path, "steps=3", "recipes/advent.yaml")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_recipe_without_phases_is_one_nameless_phase(tmp_path: Path) -> None:
         (TWO, "phases.adapted.stps=3", ["phase 'adapted'", "unknown field 'stps'", "did you mean 'steps'"]),
         (TWO, "phases.adapted.out=x", ["phase 'adapted' has no 'out' of its own"]),
         (TWO, "phases.adapted.steps", ["phase 'adapted'", "has no '='"]),
-        (TWO, "method.lambda_ent=1", ["phase 'teacher'", "unknown field 'method.lambda_ent'"]),
+        (TWO, "method.lambda_ent=1", ["phase 'teacher'", "unknown field 'method.lambda_ent'", "phases.NAME.FIELD"]),
         (TWO + "- {name: teacher}\n", "", ["two phases have the name 'teacher'"]),
         (TWO + "- {name: ../x}\n", "", ["phase 3 has the name '../x'", "plain word"]),
         (TWO + "- {steps: 3}\n", "", ["phase 3 has the name None"]),
@@ -159,6 +160,11 @@ def test_all_phases_are_checked_before_the_first_trains(tmp_path: Path, domains:
     for word, says in (
         ("phases.regression.method.pairs=given", "has no pairs.* Prepare it with --pairs"),
         ("phases.regression.init_from=none", "goes on from a trained network"),
+        ("phases.regression.init_from=techer", "neither a phase before this one nor a run.*did you mean 'teacher'"),
+        ("phases.regression.method.layers=[5]", r"method.layers=\[5\]: the network gives 2 feature maps"),
+        ("phases.regression.method.layers=[1,-1]", "names a feature map twice"),
+        ("phases.regression.model.detail=[16,24]", "features of one scale"),
+        ("phases.regression.model.name=deeplabv2_resnet18", "whose network is another: model.name='lite' there"),
     ):
         with pytest.raises(UserError, match=f"phase 'regression'.*{says}"):
             train_phases(load_phases(path, [*words, word]))

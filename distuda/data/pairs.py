@@ -90,7 +90,8 @@ def _read_list(uri: str, there: Mapping[str, int], other_uri: str) -> dict[str, 
             raise UserError(f"the list of pairs {uri!r} has {key!r} twice. A sample has one pair; remove a line.")
         if other not in there:
             raise UserError(
-                f"the list of pairs {uri!r} names {other!r}, which {other_uri!r} does not hold{nearest(other, there)}."
+                f"the list of pairs {uri!r} names {other!r}, which {other_uri!r} does not hold{nearest(other, there)}. "
+                f"Correct the line, or remove it: {key!r} is then kept without a pair."
             )
         partners[key] = other
     return partners

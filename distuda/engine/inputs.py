@@ -1,5 +1,6 @@
 """What a run reads, opened and checked before anything is spent."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -57,6 +58,7 @@ def open_data(recipe: Recipe, coming: Mapping[str, Collection[str]] = MappingPro
             )
     _require_score(recipe, evaluation)
     _require_style(recipe)
+    _require_detail(recipe)
     _require_one_size(recipe, source)
     labels_come = "label" in coming.get("source", ())
     source_scores = open_source_scores(recipe, recipe.evaluation.scores, source, labels_come=labels_come)
@@ -93,6 +95,16 @@ def _require_style(recipe: Recipe) -> None:
         raise UserError(
             f"augment.style={recipe.augment.style!r} gives source images the target's style, and method "
             f"{recipe.method.name!r} looks at no source image as it is set. Set augment.style=none."
+        )
+
+
+def _require_detail(recipe: Recipe) -> None:
+    """Refuse windows that are larger than the crops they are cut from."""
+    detail, crop = recipe.model.detail, recipe.augment.crop
+    if detail and crop and (detail[0] > crop[0] or detail[1] > crop[1]):
+        raise UserError(
+            f"model.detail={_words(detail)} (height, width) does not fit into augment.crop={_words(crop)}. Choose "
+            "windows inside it; HRDA's are half as high and half as wide."
         )
 
 
@@ -134,6 +146,17 @@ def doubts(recipe: Recipe, data: Data) -> Iterator[str]:
         yield (
             f"method.start_step={start} is not within steps={recipe.steps}: what begins there will not. Lower it, or "
             "train longer."
+        )
+    if (warmup := recipe.optimizer.warmup_steps) >= recipe.steps:
+        yield (
+            f"optimizer.warmup_steps={warmup} is not within steps={recipe.steps}: the learning rate never gets to "
+            "optimizer.lr. Lower it, or train longer."
+        )
+    area = math.prod(recipe.augment.crop or (0,))
+    if recipe.source.rare_class_temperature and area and (least := recipe.source.rare_class_crop_pixels) >= area:
+        yield (
+            f"source.rare_class_crop_pixels={least} is all of a crop or more ({area} pixels): no crop shows that much, "
+            "so any will do. Lower it."
         )
     random = recipe.model.weights == "none" and not recipe.init_from
     if (weight := getattr(recipe.method, "lambda_distance", 0)) and random:

@@ -71,7 +71,7 @@ def settle(recipe: Recipe) -> Recipe:
     """The recipe with its run folder decided, and refused where that folder holds another run.
 
     Raises:
-        UserError: the folder is taken and ``resume`` is off, or the run there had a different recipe.
+        UserError: the folder is taken and ``resume`` is off, or the run there has checkpoints of a different recipe.
     """
     if recipe.out is None:
         out = f"runs/{recipe.method.name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -84,6 +84,8 @@ def settle(recipe: Recipe) -> Recipe:
         raise UserError(
             f"out={recipe.out!r} holds a run already. Add resume=true to go on with it, or choose another folder."
         )
+    if Checkpoints(recipe.out, recipe.checkpoint).latest() is None:
+        return recipe  # stopped before its first checkpoint: it begins anew, so nothing binds it to its old recipe
     if different := changes(storage.read_bytes(existing).decode(), recipe):
         raise UserError(
             f"cannot resume {recipe.out!r} with a different recipe: {'; '.join(different)}. "

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.progress import track
@@ -36,7 +37,7 @@ def score_run(
 
     Args:
         uri: run folder.
-        data: prepared samples; default: the run's evaluation set.
+        data: prepared samples; default: the run's evaluation set, or the images of its target where it has none.
         which: checkpoint, ``last`` or ``best``.
         ensemble: other run folders whose up-sampled logits are averaged in (ADVENT's AdvEnt + MinEnt).
         calibrate: target images by which batch-norm statistics are set first (AdaBN), 0 = as the checkpoint has them.
@@ -46,9 +47,10 @@ def score_run(
         What `engine.evaluate.evaluate` returns, with ``which``, ``uri``, ``step`` and ``members``.
     """
     run = open_run(uri, which)
-    data = data or run.recipe.evaluation.uri
+    labels_count = bool(data or run.recipe.evaluation.uri)
+    data = data or run.recipe.evaluation.uri or run.recipe.target.uri
     if data is None:
-        raise UserError(f"the run {uri!r} names no evaluation samples. Give them with --data URI.")
+        raise UserError(f"the run {uri!r} names no evaluation samples and no target. Give samples with --data URI.")
     dataset = open_dataset(data)
     if dataset.table.classes != run.table.classes:
         raise UserError(
@@ -64,12 +66,10 @@ def score_run(
             raise UserError(f"--calibrate {calibrate} takes target images, and the run {uri!r} has no target.")
         images = calibration_images(open_dataset(run.recipe.target.uri), calibrate, run.recipe.evaluation.size)
         calibrate_statistics(model, images, bf16=bf16)
-    samples = track(
-        iterate_once(dataset, size=run.recipe.evaluation.size),
-        description="evaluating",
-        total=len(dataset),
-        transient=True,
-    )
+    batches = iterate_once(dataset, size=run.recipe.evaluation.size)
+    if not labels_count:  # as in training, the target's own are not looked at
+        batches = (replace(batch, label_BHW=None) for batch in batches)
+    samples = track(batches, description="evaluating", total=len(dataset), transient=True)
     found = evaluate(model, samples, run.table, scores=names, source=source, bf16=bf16)
     row = {"which": which, "uri": data, "step": run.step, "members": [uri, *ensemble], "calibrate": calibrate, **found}
     name = f"evaluation-{'ensemble' if ensemble else 'calibrated' if calibrate else which}.json"

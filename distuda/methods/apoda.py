@@ -20,7 +20,7 @@ from distuda.losses import IGNORE
 from distuda.methods.advent import AdvEnt, AdvEntConfig
 from distuda.methods.adversary import SOURCE, TARGET
 from distuda.methods.method import Context, Losses, View
-from distuda.methods.perturbation import AttackConfig, perturb
+from distuda.methods.perturbation import AttackConfig, perturb, require_attackable
 from distuda.methods.self_training import Teaching, TeachingConfig, num_frames_of, reads_of, require_statistics
 from distuda.models.dropout import drawn_from
 from distuda.models.segmenter import Features, Output, Segmenter, require_one_scale
@@ -90,6 +90,7 @@ class Apoda(AdvEnt):
 
     def __init__(self, config: Config, student: Segmenter, context: Context) -> None:
         require_one_scale(student, config.name)
+        require_attackable(student, config.attack)
         super().__init__(config, student, context)
         taught = config.self_training
         require_statistics(config, taught)

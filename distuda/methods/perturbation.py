@@ -14,7 +14,9 @@ from torch import Tensor
 
 from distuda.draws import normal
 from distuda.errors import UserError
-from distuda.models.segmenter import Features, pick_layers
+from distuda.models.segmenter import Features, Segmenter, pick_layers
+
+FIELD = "method.attack.layers"
 
 Objectives = Callable[[Features], tuple[Tensor, ...]]
 """Features of a batch -> the scalars an attack raises."""
@@ -61,7 +63,7 @@ def perturb(
         config: steps, directions and their normalisation.
         seed_B: the samples' seeds, for the random control.
     """
-    chosen = sorted(set(pick_layers(features, config.layers, "method.attack.layers")))
+    chosen = sorted(pick_layers(features, config.layers, FIELD))
     start = [feature.detach().float() for feature in features]
     moved = list(start)
     lengths = [feature.norm(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True) for feature in start]
@@ -79,6 +81,23 @@ def perturb(
     return tuple(moves)
 
 
+def require_attackable(student: Segmenter, config: AttackConfig) -> None:
+    """Refuse layers that a network does not have, or that its main head does not look at."""
+    was_training = student.training
+    student.eval()  # nothing may move the statistics
+    with torch.enable_grad():
+        features = student.encode(student.normalise(torch.zeros(1, 3, 64, 64)))
+        chosen = pick_layers(features, config.layers, FIELD)
+        leaves = tuple(feature.detach().requires_grad_() for feature in features)
+        slopes = torch.autograd.grad(student.main_logits(leaves).sum(), leaves, allow_unused=True)
+    student.train(was_training)
+    if idle := [layer for layer, place in zip(config.layers, chosen, strict=True) if slopes[place] is None]:
+        raise UserError(
+            f"{FIELD}={config.layers}: the main head of this network does not look at feature map {idle[0]}. Take "
+            "[-1], the last."
+        )
+
+
 def _slopes(
     features: list[Tensor], chosen: list[int], objectives: Objectives, followed: list[int]
 ) -> dict[int, list[Tensor]]:
@@ -87,17 +106,10 @@ def _slopes(
         leaves = [feature.detach().requires_grad_(j in chosen) for j, feature in enumerate(features)]
         values = objectives(tuple(leaves))
         wanted = [leaves[j] for j in chosen]
-        slopes = {}
-        for i in followed:
-            found = torch.autograd.grad(values[i], wanted, retain_graph=i != followed[-1], allow_unused=True)
-            for j, slope in zip(chosen, found, strict=True):
-                if slope is None:
-                    raise UserError(
-                        f"method.attack.layers names feature map {j}, which the main head of this network does not "
-                        "look at. Take -1, the last."
-                    )
-            slopes[i] = [slope.float() for slope in found]
-        return slopes
+        return {
+            i: [slope.float() for slope in torch.autograd.grad(values[i], wanted, retain_graph=i != followed[-1])]
+            for i in followed
+        }
 
 
 def _unit(slope_BDhw: Tensor, normalise: str) -> Tensor:

@@ -7,6 +7,7 @@ last four layers, resampled to a pyramid. Shape legend: B images, D channels, h 
 import json
 import logging
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,14 @@ def load_backbone(name: str, weights: str) -> HfEncoder:
         )
     try:
         from transformers import AutoBackbone, AutoConfig
+        from transformers.utils import logging as transformers_logging
     except ImportError as error:
         raise UserError(
             f"model.name=hf needs the transformers library ({error}). Install it: pip install 'distuda[hf]'."
         ) from error
+    if name.startswith(("/", ".")) and not os.path.isdir(name):
+        raise UserError(f"model.backbone={name!r} is no folder. Give one that holds config.json and weights.")
+    transformers_logging.set_verbosity_error()  # which stages' norms are new is no news: we check what is missing
     try:
         config = AutoConfig.from_pretrained(name)
         config.out_features = _stages(config, name)

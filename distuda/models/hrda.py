@@ -44,7 +44,7 @@ class Hrda(Segmenter):
 
     def encode(self, x_BCHW: Tensor) -> Features:
         """Normalised image to the context's features."""
-        half = x_BCHW.shape[-2] // CONTEXT_STRIDE, x_BCHW.shape[-1] // CONTEXT_STRIDE
+        half = self._context(x_BCHW.shape[-2]), self._context(x_BCHW.shape[-1])
         return self.network.encode(F.interpolate(x_BCHW, size=half, mode="bilinear", align_corners=False))
 
     def heads(self, features: Features) -> tuple[Tensor, None]:
@@ -75,14 +75,19 @@ class Hrda(Segmenter):
         room = [side - part + 1 for side, part in zip(size, self.detail, strict=True)]
         if min(room) < 1:
             raise UserError(
-                f"model.detail={list(self.detail)} is larger than the {size[1]}x{size[0]} crop. Halve the crop for it."
+                f"model.detail={list(self.detail)} (height, width) does not fit into the crop {list(size)}. Choose "
+                "windows inside it; HRDA's are half as high and half as wide."
             )
         draws = uniform(seed_B, "detail", 2)
         return torch.stack([draws[:, i] * room[i] for i in (0, 1)], dim=1).long()
 
+    def _context(self, side: int) -> int:
+        """Pixels of a side of the context: half, and in small images as many as the network needs."""
+        return torch.sym_max(side // CONTEXT_STRIDE, self.network.min_side)
+
     def _lift(self, map_BChw: Tensor, size: tuple[int, int]) -> Tensor:
         """A map made of the context to input size; the network itself knows what of it covers padding."""
-        half = size[0] // CONTEXT_STRIDE, size[1] // CONTEXT_STRIDE
+        half = self._context(size[0]), self._context(size[1])
         return self.resize(self.network.resize(map_BChw, half), size)
 
     def _predict(self, x_BCHW: Tensor) -> Tensor:

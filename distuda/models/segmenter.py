@@ -196,7 +196,10 @@ def pick_layers(features: Features, layers: Sequence[int], field: str) -> list[i
         raise UserError(
             f"{field}={list(layers)}: the network gives {count} feature maps. Choose from {-count} to {count - 1}."
         )
-    return [layer % count for layer in layers]
+    places = [layer % count for layer in layers]
+    if len(set(places)) < len(places):
+        raise UserError(f"{field}={list(layers)} names a feature map twice: there are {count}. Leave one out.")
+    return places
 
 
 def trunk_of(network: Segmenter) -> Segmenter:

@@ -23,6 +23,8 @@ from distuda.models.deeplab import BLOCKS, CAFFE_MEAN_BGR, DILATIONS, DeepLabV2
 from distuda.models.segmenter import Segmenter
 from distuda.storage import read_bytes
 
+_SHOWN = 8  # tensors that a message lists of each kind
+
 State = dict[str, Tensor]
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -223,7 +225,8 @@ def read_tensors(path: str) -> State:
             "Download it again, or have its owner save only the state dict (model.state_dict())."
         ) from error
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise UserError(f"{path!r} is not a readable weights file: {error}. Download or save it again.") from error
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path!r} is not a readable weights file ({why}). Download or save it again.") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
@@ -288,4 +291,10 @@ def differences(expected: Mapping[str, torch.Size], state: State, theirs: Callab
             if state[name].shape != expected[name]
         ],
     }
-    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+    return "; ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """All of a few names, of many the first ones and how many there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -150,7 +150,7 @@ def _settings(side: Side, which: str) -> dict[str, str]:
         "network": f"{recipe.model.name}, starting from {recipe.init_from or start}",
         "checkpoint": _checkpoint(side, which),
         "steps": f"{recipe.steps:,}",
-        "batch": f"{each} source and {each} target images a step{split}",
+        "batch": f"{' and '.join(f'{each} {name}' for name in sorted(recipe.reads))} images a step{split}",
         "crop": f"{crop[0]}{_BY}{crop[1]} px" if crop else "whole images",
         "optimiser": f"{optimizer.name}, lr {optimizer.lr:g} (head{_BY}{optimizer.head_lr_factor:g}), {decay}",
         "precision": recipe.precision,
