@@ -20,6 +20,7 @@ FIRST = ("0001TP_006*", "0001TP_007[0-5]*")
 # the sampling that self-training's recipe has, alone
 RARE = ["source.rare_class_temperature=0.05", "source.rare_class_min_pixels=1000", "source.rare_class_crop_pixels=300"]
 SOURCE_ONLY, SELF_TRAINING, APODA = (f"recipes/{name}.yaml" for name in ("source_only", "self_training", "apoda"))
+NATIVE = ["source.size=[360,480]", "target.size=[360,480]", "evaluation.size=[360,480]", "augment.crop=[272,368]"]
 ORACLE = [SOURCE_ONLY, "method.use_target_labels=true"]
 
 STUDY = Study(
@@ -55,6 +56,9 @@ STUDY = Study(
         "~ trained, adaptsegnet": ["recipes/advent.yaml", "method.discriminator_input=softmax", "init_from=START"],
         "~ trained, apoda": [APODA, "init_from=START"],
         "~ trained, apoda, random directions": [APODA, "method.attack.direction=random", "init_from=START"],
+        "~ trained, apoda, no attack": [
+            APODA, "method.attack.epsilon_cls=0", "method.attack.epsilon_adv=0", "init_from=START",
+        ],
         # what DAFormer, HRDA and MIC add to ClassMix
         "~ self-training, no rare classes": [SELF_TRAINING, "source.rare_class_temperature=null"],
         "~ self-training, share": [SELF_TRAINING, "method.weighting=share"],
@@ -67,6 +71,9 @@ STUDY = Study(
         ],
         "~ self-training, teacher 0.999": [SELF_TRAINING, "method.ema_decay=0.999"],
         "~ self-training, detail": [SELF_TRAINING, "model.detail=[96,128]"],
+        # HRDA halves images that are large to begin with: native ones, and the same without windows
+        "~ self-training, native": [SELF_TRAINING, *NATIVE],
+        "~ self-training, native, detail": [SELF_TRAINING, *NATIVE, "model.detail=[136,184]"],
         # blocks as large beside the image as the authors' (32 of 512 rows at half resolution are 15 of these 240)
         "~ self-training, masked, block 16": [SELF_TRAINING, "method.lambda_mask=1", "method.mask_block=16"],
         "~ self-training, masked, block 16, half": [
