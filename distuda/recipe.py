@@ -322,7 +322,8 @@ def _parse(values: Any, kind: type[Kind]) -> Kind:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(dict(item), values, kind) for item in error.errors())) from None
+        mistakes = dict.fromkeys(_explain(dict(item), values, kind) for item in error.errors())
+        raise UserError("\n".join(mistakes)) from None
 
 
 def _with_nones(values: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
@@ -342,6 +343,8 @@ def _explain(error: dict[str, Any], values: Any, kind: type[BaseModel]) -> str:
     location = [str(part) for part in error["loc"]]
     if location and location[0] in _CHOICES:
         location[1:2] = []  # pydantic puts the chosen name there
+    if error["type"] == "missing" and location[-1].isdigit():  # too few values: pydantic names each that lacks
+        location.pop()
     path = ".".join(location)
     if error["type"] == "extra_forbidden":
         names = _names_at(location[:-1], values, kind)
@@ -354,8 +357,26 @@ def _explain(error: dict[str, Any], values: Any, kind: type[BaseModel]) -> str:
     hint = ""
     if error["type"] == "literal_error" and isinstance(given, str):
         hint = nearest(given, [word.strip("' ") for word in error["ctx"]["expected"].replace(" or ", ",").split(",")])
-    allowed = error["msg"].replace("Input should be", "should be")
+    allowed = _plainly(error["msg"])
     return f"{path}={given!r} is not valid{hint}: {allowed}. {_description(location, values, kind)}".rstrip()
+
+
+def _plainly(message: str) -> str:
+    """Pydantic's sentence in the words of someone who writes YAML."""
+    for theirs, ours in _PLAIN.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
+_PLAIN = {
+    "Value error, ": "",
+    "Input should be a valid tuple": "should be a list such as [a,b]",
+    "Input should be": "should be",
+    "List should": "should",
+    " after validation, not 0": "",
+    "Field required": "has too few values",
+    "a valid dictionary or instance of": "fields, those of",
+}
 
 
 def _names_at(location: list[str], values: Any, kind: type[BaseModel]) -> list[str]:

@@ -15,8 +15,9 @@ from distuda.methods import METHODS
 from distuda.methods.advent import AdvEnt
 from distuda.methods.self_training import TeachingConfig
 from distuda.plan import load_phases
-from distuda.recipe import Recipe, changes, fields, load_recipe, parse_recipe, parse_relabel, to_yaml
+from distuda.recipe import Recipe, fields, load_recipe, parse_recipe, parse_relabel, to_yaml
 from distuda.relabel import RELABELS
+from distuda.resume import changes
 
 
 def refused(*overrides: str, path: str | None = None) -> str:
@@ -87,6 +88,8 @@ def test_naming_another_method_drops_the_files_fields(tmp_path: Path) -> None:
         ("augment.scale=[0,1]", ["augment.scale.0=0", "greater than 0"]),
         ("augment.scale=[2,1]", ["augment.scale", "smaller zoom must come first"]),
         ("augment.flip=1.5", ["augment.flip=1.5", "less than or equal to 1"]),
+        ("augment.crop=3", ["augment.crop=3 is not valid: should be a list such as [a,b]", "height and width"]),
+        ("method.margins=[4,4]", ["method.margins=[4, 4] is not valid: has too few values", "top, bottom, left"]),
         ("seed=99999999999", ["seed=99999999999", "less than 2147483648"]),
         ("steps", ["override 'steps' has no '='"]),
         ("out=${nowhere}", ["nowhere"]),
@@ -102,6 +105,12 @@ def test_a_field_of_another_method_is_explained_by_this_methods_fields() -> None
     assert "unknown field 'method.lambda_ent'" in message and "discriminator_lr" in message
     message = refused("method=advent", "method.lambda_adv=-1")
     assert "method.lambda_adv=-1" in message and "fooling loss" in message
+
+
+def test_mistakes_are_told_once_and_in_plain_words() -> None:
+    assert refused("method.margins=[4,4]").count("too few") == 1
+    assert "is not valid: apoda runs" in refused("method=apoda", "method.forward=joint")
+    assert "should have at least 1 item. Meaning" in refused("method=apoda", "method.attack.layers=[]")
 
 
 def test_all_mistakes_come_in_one_message() -> None:
