@@ -21,6 +21,8 @@ from distuda.plan import phase_folders
 
 HERE = Path(__file__).parent
 HELD_OUT = "oracle, held out"
+START_ROW, START_STEPS = "~ source_only, start", 1500
+_STARTING = Lock()
 Rows = dict[str, list[str]]
 Row = dict[str, Any]
 
@@ -52,7 +54,7 @@ class Study:
         names: list[str] = []
         for name in self.rows:
             if self.halves is None or name not in self.halves:
-                names += [name, f"{name} + AdaBN"] if name.startswith("source_only") else [name]
+                names += [name, f"{name} + AdaBN"] if is_source_only(name) else [name]
         return [*names, HELD_OUT]
 
 
@@ -106,27 +108,47 @@ def distuda(*words: str, log: Path | None = None) -> None:
 
 def train(study: Study, work: Path, results: "Results", row: str, seed: int, steps: int) -> None:
     """One run, resumed if it was interrupted; its last evaluation goes into the results."""
-    out = work / "runs" / f"{row.strip('~ ').replace(' ', '_')}-{steps}-{seed}"
+    out = run_folder(work, row, steps, seed)
     source, *others = study.data
     target, evaluation = study.other_data.get(row, others)
-    started_s = time.time()
     recipe, *own = study.rows[row]
+    if "init_from=START" in own:
+        with _STARTING:  # several rows may need it; a finished one is passed over
+            first, *words = study.rows[START_ROW]
+            words = [first, *study.common, *words]
+            fit(work, start_folder(work, seed), seed, START_STEPS, (source, target, evaluation), *words)
+    started_s = time.time()
     last = fit(work, out, seed, steps, (source, target, evaluation), recipe, *study.common, *own)
     seconds = round(time.time() - started_s)
-    if row.startswith("source_only"):  # the same weights with the target's batch-norm statistics: AdaBN alone
+    if is_source_only(row):  # the same weights with the target's batch-norm statistics: AdaBN alone
         distuda("evaluate", str(out), "--calibrate", "64", log=out / "console.log")
         scores = json.loads((out / "evaluation-calibrated.json").read_text())
         results.add({"row": f"{row} + AdaBN", "seed": seed, "steps": steps, **scores})
     results.add({"row": row, "seed": seed, "steps": steps, "seconds": seconds, **last})
 
 
+def is_source_only(row: str) -> bool:
+    """Whether a row trains on the source alone, ``~`` before its name or not."""
+    return row.strip("~ ").startswith("source_only")
+
+
+def start_folder(work: Path, seed: int) -> Path:
+    """The run of the row `START_ROW` at `START_STEPS`, from which rows with ``init_from=START`` go on."""
+    return run_folder(work, START_ROW, START_STEPS, seed)
+
+
+def run_folder(work: Path, row: str, steps: int, seed: int) -> Path:
+    """Where a row's run lies."""
+    return work / "runs" / f"{row.strip('~ ').replace(' ', '_')}-{steps}-{seed}"
+
+
 def fit(work: Path, out: Path, seed: int, steps: int, data: tuple[str, str, str], *words: str) -> Row:
     """One run, resumed if it was interrupted; its last evaluation. ``data`` as in `Study`, or URIs of streets.
 
-    In words ``HALF`` is half the steps (phases share a budget), ``START`` the source-only run of the seed at 1500.
+    In words ``HALF`` is half the steps (phases share a budget), ``START`` the folder of `start_folder`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    start = work / "runs" / f"source_only-1500-{seed}"
+    start = start_folder(work, seed)
     words = tuple(word.replace("HALF", str(steps // 2)).replace("START", str(start)) for word in words)
     domains = zip(("source", "target", "evaluation"), data, strict=True)
     uris = [f"{domain}.uri={name if '://' in name else work / 'data' / name}" for domain, name in domains]

@@ -51,7 +51,8 @@ STUDY = Study(
         "~ apoda and self-training": [
             APODA, "method.self_training={confidence: 0.9, weighting: pixel}", *RARE,
         ],
-        # the defence where small things are learnt already: on from a run of source_only, which --work must hold
+        # the defence where small things are learnt already: on from the first of these, trained where it is missing
+        "~ source_only, start": [SOURCE_ONLY],
         "~ trained, source_only": [SOURCE_ONLY, "init_from=START"],
         "~ trained, adaptsegnet": ["recipes/advent.yaml", "method.discriminator_input=softmax", "init_from=START"],
         "~ trained, apoda": [APODA, "init_from=START"],
@@ -59,7 +60,8 @@ STUDY = Study(
         "~ trained, apoda, no attack": [
             APODA, "method.attack.epsilon_cls=0", "method.attack.epsilon_adv=0", "init_from=START",
         ],
-        # what DAFormer, HRDA and MIC add to ClassMix
+        # what DAFormer, HRDA and MIC add to ClassMix; first the recipe as it is now
+        "~ self-training, as the recipe": [SELF_TRAINING],
         "~ self-training, no rare classes": [SELF_TRAINING, "source.rare_class_temperature=null"],
         "~ self-training, share": [SELF_TRAINING, "method.weighting=share"],
         "~ self-training, feature distance": [SELF_TRAINING, "method.lambda_distance=0.005"],

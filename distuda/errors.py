@@ -16,3 +16,20 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     """``, did you mean 'x'?`` for the closest allowed name, or nothing when none is close."""
     match = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
     return f", did you mean {match[0]!r}?" if match else ""
+
+
+_PLAIN = {
+    "Value error, ": "",
+    "Input should be a valid tuple": "should be a list such as [a,b]",
+    "Input should be": "should be",
+    "List should": "should",
+    " after validation, not 0": "",
+    "a valid dictionary or instance of": "fields, those of",
+}
+
+
+def plainly(message: str) -> str:
+    """A sentence of pydantic's in the words of someone who writes YAML."""
+    for theirs, ours in _PLAIN.items():
+        message = message.replace(theirs, ours)
+    return message

@@ -96,16 +96,12 @@ def load_phases(path: str | None = None, overrides: Sequence[str] = ()) -> list[
         try:
             recipe = _recipe(config, stage, shared)
         except UserError as error:
-            hint = " Words hold for every phase; for one, write phases.NAME.FIELD=value." if _is_foreign(error) else ""
+            odd = [word for word in shared if f"unknown field '{word.partition('=')[0]}'" in str(error)]
+            hint = f" Words hold for every phase; for one, write phases.NAME.{odd[0]}." if odd else ""
             raise UserError(f"phase {stage.name!r}: {error}{hint}") from None
         phases.append(Phase(stage.name, recipe, stage.base, stage.round, stop_ratio))
         shared = [word for word in shared if not word.startswith("init_from=")]
     return _placed(phases, stages)
-
-
-def _is_foreign(error: UserError) -> bool:
-    """Whether a phase refused a field that it does not have and another may."""
-    return str(error).startswith("unknown field")
 
 
 def fewer_rounds(phases: Sequence[Phase], rounds: int) -> list[Phase]:

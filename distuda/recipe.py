@@ -19,7 +19,7 @@ from yaml import YAMLError
 from distuda import storage
 from distuda.data.augment import GeometryConfig, PhotometryConfig
 from distuda.data.style import StyleConfig
-from distuda.errors import UserError, nearest
+from distuda.errors import UserError, nearest, plainly
 from distuda.methods import METHODS, MethodConfig
 from distuda.metrics.label_free import DEFAULT_SCORES, SCORES, ScoreName
 from distuda.relabel import RELABELS, RelabelConfig
@@ -343,7 +343,7 @@ def _explain(error: dict[str, Any], values: Any, kind: type[BaseModel]) -> str:
     location = [str(part) for part in error["loc"]]
     if location and location[0] in _CHOICES:
         location[1:2] = []  # pydantic puts the chosen name there
-    if error["type"] == "missing" and location[-1].isdigit():  # too few values: pydantic names each that lacks
+    if too_few := error["type"] == "missing" and location[-1].isdigit():  # pydantic names each value that lacks
         location.pop()
     path = ".".join(location)
     if error["type"] == "extra_forbidden":
@@ -357,26 +357,8 @@ def _explain(error: dict[str, Any], values: Any, kind: type[BaseModel]) -> str:
     hint = ""
     if error["type"] == "literal_error" and isinstance(given, str):
         hint = nearest(given, [word.strip("' ") for word in error["ctx"]["expected"].replace(" or ", ",").split(",")])
-    allowed = _plainly(error["msg"])
+    allowed = "has too few values" if too_few else plainly(error["msg"])
     return f"{path}={given!r} is not valid{hint}: {allowed}. {_description(location, values, kind)}".rstrip()
-
-
-def _plainly(message: str) -> str:
-    """Pydantic's sentence in the words of someone who writes YAML."""
-    for theirs, ours in _PLAIN.items():
-        message = message.replace(theirs, ours)
-    return message
-
-
-_PLAIN = {
-    "Value error, ": "",
-    "Input should be a valid tuple": "should be a list such as [a,b]",
-    "Input should be": "should be",
-    "List should": "should",
-    " after validation, not 0": "",
-    "Field required": "has too few values",
-    "a valid dictionary or instance of": "fields, those of",
-}
 
 
 def _names_at(location: list[str], values: Any, kind: type[BaseModel]) -> list[str]:

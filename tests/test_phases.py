@@ -76,7 +76,11 @@ def test_a_recipe_without_phases_is_one_nameless_phase(tmp_path: Path) -> None:
         (TWO, "phases.adapted.stps=3", ["phase 'adapted'", "unknown field 'stps'", "did you mean 'steps'"]),
         (TWO, "phases.adapted.out=x", ["phase 'adapted' has no 'out' of its own"]),
         (TWO, "phases.adapted.steps", ["phase 'adapted'", "has no '='"]),
-        (TWO, "method.lambda_ent=1", ["phase 'teacher'", "unknown field 'method.lambda_ent'", "phases.NAME.FIELD"]),
+        (
+            TWO,
+            "method.lambda_ent=1",
+            ["phase 'teacher'", "unknown field 'method.lambda_ent'", "phases.NAME.method.lambda_ent=1"],
+        ),
         (TWO + "- {name: teacher}\n", "", ["two phases have the name 'teacher'"]),
         (TWO + "- {name: ../x}\n", "", ["phase 3 has the name '../x'", "plain word"]),
         (TWO + "- {steps: 3}\n", "", ["phase 3 has the name None"]),

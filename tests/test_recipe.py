@@ -107,6 +107,11 @@ def test_a_field_of_another_method_is_explained_by_this_methods_fields() -> None
     assert "method.lambda_adv=-1" in message and "fooling loss" in message
 
 
+def test_a_missing_field_is_not_too_few_values() -> None:
+    with pytest.raises(UserError, match=r"relabel=.*Field required"):
+        parse_relabel({"out": "x"})
+
+
 def test_mistakes_are_told_once_and_in_plain_words() -> None:
     assert refused("method.margins=[4,4]").count("too few") == 1
     assert "is not valid: apoda runs" in refused("method=apoda", "method.forward=joint")

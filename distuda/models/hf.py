@@ -113,6 +113,7 @@ def load_backbone(name: str, weights: str) -> HfEncoder:
         ) from error
     if name.startswith(("/", ".")) and not os.path.isdir(name):
         raise UserError(f"model.backbone={name!r} is no folder. Give one that holds config.json and weights.")
+    told = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # which stages' norms are new is no news: we check what is missing
     try:
         config = AutoConfig.from_pretrained(name)
@@ -129,6 +130,8 @@ def load_backbone(name: str, weights: str) -> HfEncoder:
             f"model.backbone={name!r} cannot be loaded: {error}. Give a folder that holds config.json and weights, or "
             "the id of a model on the Hugging Face hub that works as a backbone (Swin, ConvNeXt, DINOv2, ...)."
         ) from error
+    finally:
+        transformers_logging.set_verbosity(told)
     if missing := sorted(key for key in found["missing_keys"] if _STAGE_NORMS not in key):
         raise UserError(
             f"the weights of model.backbone={name!r} do not fill it. Tensors missing: {', '.join(missing)}."
