@@ -12,7 +12,8 @@ camera takes it:
     pseudo-labels        trained on with what the network of A says of each pair, copied onto B's image (iv)
     feature regression   no label of either domain (v)
 
-Interrupted, it goes on where it stopped: finished results are kept in --results, half-done runs resume.
+All but the data is recipes/feature_regression_experiment.yaml. Interrupted, it goes on where it stopped: finished
+results are kept in --results, half-done runs resume.
 """
 
 import argparse
@@ -25,36 +26,38 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from accuracy import Results, command_line, distuda, fit, mean_sd
+from accuracy import HERE, Results, command_line, distuda, fit, mean_sd
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from distuda import storage
 from distuda.data.class_tables import CLASS_TABLES
 from distuda.data.dataset import open_dataset
-from distuda.data.decode import decode_image
 from distuda.data.reader import iterate_once
 from distuda.data.sample import Sample
 from distuda.data.shards import write_shards
 from distuda.data.transformations import CameraConfig, MisalignmentConfig, camera, misalign
 from distuda.draws import fold
-from distuda.engine.run import open_run
 
 SIZE = (240, 320)
 CAMERA = CameraConfig(saturation=0, contrast=0.5, gamma=2, blur=1, noise=0.02)
 DEGREES, ZOOM = 2.0, 0.02
 CROP = "augment.crop=[180,240]"
 DAY = ("--include", "0006R0*", "--include", "0016E5*")
-TRAINED = "recipes/source_only.yaml"
-REGRESSION = [
-    "recipes/source_only.yaml", "method=feature_regression", "method.pairs=given", "optimizer.head_lr_factor=1",
-]  # fmt: skip
-ABLATIONS = {
-    "feature regression, l1": ["method.distance=l1"],
-    "feature regression, cosine": ["method.distance=cosine"],
-    "feature regression, both layers": ["method.layers=[0,-1]"],
-    "feature regression, first layer": ["method.layers=[0]"],
+RECIPE = "recipes/feature_regression_experiment.yaml"
+REGRESSION = "phases.regression.method"
+ROW_PHASES = {
+    "fine-tuned": ("fine_tuned",),
+    "pseudo-labels": ("copied", "pseudo_labels"),
+    "feature regression": ("regression",),
 }
-ROWS = ("on A", "on B", "on B + AdaBN", "fine-tuned", "pseudo-labels", "feature regression", *ABLATIONS)
+ABLATIONS = {
+    "feature regression, l1": f"{REGRESSION}.distance=l1",
+    "feature regression, cosine": f"{REGRESSION}.distance=cosine",
+    "feature regression, both layers": f"{REGRESSION}.layers=[0,-1]",
+    "feature regression, first layer": f"{REGRESSION}.layers=[0]",
+}
+ROWS = ("on A", "on B", "on B + AdaBN", *ROW_PHASES, *ABLATIONS)
 ALIGNED_ONLY = ("on A", "on B", "on B + AdaBN", "fine-tuned")  # the pairs play no part in these
 FROM_TEACHER = ROWS[:3]
 
@@ -116,17 +119,6 @@ def other_camera(source: str, shift: int | None) -> Iterator[Sample]:
         yield sample(batch.keys[0], jpeg(camera(image, seed_B, CAMERA)), batch.label_BHW[0], pair)
 
 
-def pseudo_labelled(source: str, run: str) -> Iterator[Sample]:
-    """B's images, each with what a network says of its pair."""
-    data, network = open_dataset(source), open_run(run).predictor
-    for group in range(len(data.groups)):
-        for row in data.read_group(group).to_pylist():
-            pair = torch.from_numpy(decode_image(row["pair"], row["key"])).permute(2, 0, 1)[None]
-            with torch.no_grad():
-                label = network(pair.float() / 255).main.argmax(dim=1)[0]
-            yield sample(row["key"], row["image"], label, row["pair"])
-
-
 def sample(key: str, image: bytes, label_HW: Tensor, pair: bytes | None) -> Sample:
     """A prepared sample: encoded image, (H, W) train ids, the encoded image of the other camera."""
     label = cv2.imencode(".png", label_HW.numpy().astype(np.uint8))[1].tobytes()
@@ -159,25 +151,34 @@ def uri(work: Path, name: str) -> str:
 # Runs ----------------------------------------------------------------------------------------------------------------
 
 
+def part(work: Path, *names: str) -> str:
+    """A file with these phases of the experiment's recipe alone: rows share one network of A."""
+    recipe = OmegaConf.load(HERE.parent / RECIPE)
+    recipe.phases = [phase for phase in recipe.phases if phase.name in names]
+    path = work / f"{'-'.join(names)}.yaml"
+    OmegaConf.save(recipe, path)
+    return str(path.absolute())
+
+
 def teacher_folder(work: Path, seed: int, steps: int) -> Path:
-    """The run of the network of A."""
-    return work / "runs" / f"teacher-{steps}-{seed}"
+    """What holds the run of the network of A."""
+    return work / "runs" / f"teachers-{steps}-{seed}"
 
 
 def teacher(work: Path, results: Results, seed: int, steps: int) -> None:
     """The network of A and what it is worth on A, on B, and on B with B's batch-norm statistics."""
     out = teacher_folder(work, seed, steps)
     facts = {"shift": 0, "seed": seed, "teacher_steps": steps, "steps": 0}
-    if not (out / "checkpoints").exists() or not results.has(row="on B", **facts):
-        scores = fit(work, out, seed, steps, ("a", "b_0", "b_val"), TRAINED, CROP)
+    if not (out / "teacher" / "checkpoints").exists() or not results.has(row="on B", **facts):
+        scores = fit(work, out, seed, steps, ("a", "b_0", "b_val"), part(work, "teacher"), CROP)
         results.add({**scores, "row": "on B", **facts})
     for row, file, words in (
         ("on A", "evaluation-last.json", ("--data", uri(work, "a_val"))),
         ("on B + AdaBN", "evaluation-calibrated.json", ("--calibrate", "64")),
     ):
         if not results.has(row=row, **facts):
-            distuda("evaluate", str(out), *words, log=out / "console.log")
-            results.add({**json.loads((out / file).read_text()), "row": row, **facts})
+            distuda("evaluate", str(out / "teacher"), *words, log=out / "console.log")
+            results.add({**json.loads((out / "teacher" / file).read_text()), "row": row, **facts})
 
 
 def student(work: Path, results: Results, row: str, shift: int, seed: int, arguments: argparse.Namespace) -> None:
@@ -186,17 +187,13 @@ def student(work: Path, results: Results, row: str, shift: int, seed: int, argum
     facts = {"row": row, "shift": shift, "seed": seed, "teacher_steps": teacher_steps, "steps": steps}
     if results.has(**facts):
         return
-    start = teacher_folder(work, seed, teacher_steps)
-    name = row.replace(", ", "-").replace(" ", "_")
-    out = work / "runs" / f"{name}-{shift}-{teacher_steps}-{steps}-{seed}"
-    source, words = f"b_{shift}", [TRAINED]
-    if row == "pseudo-labels":
-        source = f"pseudo_{shift}_{teacher_steps}_{seed}"
-        write(work, source, pseudo_labelled(uri(work, f"b_{shift}"), str(start)))
-    elif row != "fine-tuned":
-        words = [*REGRESSION, *ABLATIONS.get(row, ())]
-    data = (source, f"b_{shift}", "b_val")
-    results.add({**fit(work, out, seed, steps, data, *words, CROP, f"init_from={start}"), **facts})
+    phases = ROW_PHASES.get(row, ("regression",))
+    start = teacher_folder(work, seed, teacher_steps) / "teacher"
+    words = [f"phases.{phase}.init_from={start.absolute()}" for phase in phases]
+    words += [ABLATIONS[row]] if row in ABLATIONS else []
+    out = work / "runs" / f"{row.replace(', ', '-').replace(' ', '_')}-{shift}-{teacher_steps}-{steps}-{seed}"
+    data = ("a", f"b_{shift}", "b_val")
+    results.add({**fit(work, out, seed, steps, data, part(work, *phases), CROP, *words), **facts})
 
 
 # The table -----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ REGRESSION = ["method.name=feature_regression", "method.pairs=synthetic"]
 SETTINGS: dict[str, list[str]] = {
     "source_only": ["method.name=source_only"],
     "oracle": ["method.name=source_only", "method.use_target_labels=true"],
+    "fine_tuned": ["method.name=source_only", "method.use_target_labels=true", "method.use_source_labels=false"],
     "minent": ["method.name=minent"],
     "minent_range_prior": ["method.name=minent", "method.entropy_range=0.3", "method.class_prior=1"],
     "minent_joint": ["method.name=minent", "method.forward=joint"],

@@ -10,6 +10,7 @@ from settings import RECIPES, TABLE, tiny_samples
 from distuda.data.shards import write_shards
 from distuda.engine.loop import fit, settle
 from distuda.engine.run import open_run, read_rows
+from distuda.phases import train_phases
 from distuda.plan import load_phases
 from distuda.recipe import Recipe, RelabelRecipe
 from distuda.relabel.job import open_labels, relabel
@@ -51,7 +52,32 @@ def test_a_recipe_from_tags_runs_all_its_phases(path: Path, tagged: str, tmp_pat
     assert open_run(str(phases[-1].recipe.out)).predictor.gives_tags
 
 
-TRAINED = [path for path in RECIPES if path not in WEAK]
+PAIRED = "feature_regression_experiment"
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The recipe word of a labelled target with pairs."""
+    folder = str(tmp_path_factory.mktemp("paired") / "target")
+    write_shards([replace(sample, pair=sample.image) for sample in tiny_samples(4, 2)], folder, TABLE)
+    return f"target.uri={folder}"
+
+
+def test_the_experiment_of_feature_regression_scores_each_way(domains: list[str], paired: str, tmp_path: Path) -> None:
+    path = next(path for path in RECIPES if path.stem == PAIRED)
+    words = [*CUT_DOWN, *domains, paired, "augment.crop=[48,64]", f"out={tmp_path / 'run'}"]
+    phases = load_phases(str(path), words)
+    assert train_phases(phases) == f"{tmp_path}/run/regression"
+    trained = [phase for phase in phases if isinstance(phase.recipe, Recipe)]
+    assert [phase.name for phase in trained] == ["teacher", "fine_tuned", "pseudo_labels", "regression"]
+    for phase in trained:
+        assert read_rows(str(phase.recipe.out))[-1]["step"] == 2 and "miou" in read_rows(str(phase.recipe.out))[-1]
+        assert phase.recipe.init_from == (None if phase.name == "teacher" else f"{tmp_path}/run/teacher")
+    columns = {phase.name: phase.recipe.target.columns for phase in trained}
+    assert columns["fine_tuned"] == [] and columns["pseudo_labels"] == [f"{tmp_path}/run/copied"]
+
+
+TRAINED = [path for path in RECIPES if path not in WEAK and path.stem != PAIRED]
 
 
 @pytest.fixture(scope="module")

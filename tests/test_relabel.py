@@ -10,7 +10,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from settings import TABLE, tiny_recipe, tiny_samples
 
 from distuda.cli import main
@@ -24,13 +23,10 @@ from distuda.data.sample import Sample
 from distuda.data.shards import finish, write_shard, write_shards
 from distuda.engine.loop import fit, settle
 from distuda.errors import UserError
-from distuda.models.segmenter import Normalise, Segmenter
-from distuda.models.tags import Prohibiting, TagHead
 from distuda.recipe import RelabelRecipe, parse_relabel
 from distuda.relabel import job
 from distuda.relabel.compose import Compose
 from distuda.relabel.erase import claim, decide, top_region
-from distuda.relabel.predict import Predict
 from distuda.relabel.relabeller import Task, encode_map
 from distuda.relabel.score import score_labels
 
@@ -131,65 +127,6 @@ def test_stuff_takes_the_part_of_a_background_that_the_table_lacks() -> None:
 def test_an_unknown_class_of_a_threshold_is_named() -> None:
     with pytest.raises(UserError, match=r"relabel.class_thresholds: .*no class 'dgo', did you mean 'dog'"):
         Compose.require(Compose.Config(class_thresholds={"dgo": 0.1}), WITH_BACKGROUND)
-
-
-def test_predictions_keep_to_the_tags() -> None:
-    predict = Predict(Predict.Config(), Task(WITH_BACKGROUND))
-    assert predict.barred(predict.tags({"tags": [0, 2]})).tolist() == [False, True, False]
-    assert predict.barred([]).tolist() == [False, True, True]
-    assert Predict(Predict.Config(), Task(TABLE)).barred([]).tolist() == [False] * 4
-
-
-class Sees(Segmenter):
-    """Logits of three classes that are the image's channels, times ten."""
-
-    def __init__(self) -> None:
-        super().__init__(3)
-        self.normalise = Normalise([0.0] * 3, [1.0] * 3)
-        self.scale = torch.nn.Parameter(torch.tensor(10.0))
-
-    def encode(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor]:
-        return (x_BCHW * self.scale,)
-
-    def heads(self, features: Any) -> tuple[torch.Tensor, None]:
-        return features[0], None
-
-    def head_parameters(self) -> list[torch.nn.Parameter]:
-        return [self.scale]
-
-
-ANIMALS = ClassTable("animals", ("cow", "cat", "dog"), ((1, 1, 1), (9, 9, 9), (7, 7, 7)), frozenset({0, 1, 2}))
-
-
-def predicted(network: Segmenter, tags: list[int], confidence: float) -> np.ndarray:
-    """Labels of a picture whose left half looks like a cat and whose right half like a cow."""
-    image = np.zeros((32, 64, 3), np.uint8)
-    image[:, :32, 1] = image[:, 32:, 0] = 255
-    task = Task(ANIMALS, network.eval())
-    row = {"key": "a", "image": cv2.imencode(".png", image[..., ::-1])[1].tobytes(), "tags": tags}
-    return Predict(Predict.Config(confidence=confidence), task)(row)["label"]
-
-
-def test_a_pixel_that_looks_like_no_tag_is_unsure() -> None:
-    """Among the one tag of a picture every pixel would be sure of it."""
-    assert (predicted(Sees(), [1], 0.0) == 1).all()
-    label = predicted(Sees(), [1], 0.9)
-    assert (label[:, :31] == 1).all() and (label[:, 33:] == OF).all()
-
-
-def test_known_tags_take_the_place_of_a_branch_that_does_not_believe_them() -> None:
-    head = TagHead(3, 3, None)
-    torch.nn.init.constant_(head.weights.weight, 0)
-    with torch.no_grad():
-        head.weights.bias.copy_(torch.tensor([5.0, -5.0, -4.0]))  # sure of a cow
-    network = Prohibiting(Sees(), head, 0.1)
-    assert (predicted(network, [1, 2], 0.9)[:, :31] == 1).all()
-    assert network.threshold == 0.1
-    with torch.no_grad():
-        head.weights.bias.fill_(-5.0)
-        head.weights.bias[2] = -4.0
-    image = torch.zeros(1, 3, 32, 32)
-    assert (network(image).main.argmax(dim=1) == 2).all()  # all are prohibited: the likeliest is left
 
 
 # The job -------------------------------------------------------------------------------------------------------------
@@ -467,16 +404,3 @@ def test_columns_of_other_data_are_refused(folder: Path, tmp_path: Path) -> None
     described.write_text(described.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(UserError, match="of format 2; this version reads 1"):
         open_columns(uri, content_hash)
-
-
-def test_predicting_on_a_target_makes_labels_for_it(folder: Path, domains: list[str], tmp_path: Path) -> None:
-    fit(settle(tiny_recipe(*domains, "steps=1", f"out={tmp_path / 'run'}")))
-    target = domains[1].partition("=")[2]
-    recipe = erasing(
-        folder, tmp_path / "pseudo", init_from=str(tmp_path / "run"), target={"uri": target},
-        relabel={"name": "predict", "domain": "target", "confidence": 0.2},
-    )  # fmt: skip
-    uri = job.relabel(recipe)
-    assert open_dataset(target, [uri]).labelled
-    words = [f"target.columns=[{uri}]", "method.use_target_labels=true", "steps=1", f"out={tmp_path / 'again'}"]
-    assert fit(settle(tiny_recipe(*domains, *words)))

@@ -46,8 +46,12 @@ class Compose(Relabeller):
             "ignore", description="pixels that are neither mined nor background: ignored, or the round's label"
         )
 
+        @property
+        def reads(self) -> tuple[str, ...]:
+            """Tags, and what `Erase` has written."""
+            return ("tags", "mined", "label")
+
     writes = ("label", "saliency")
-    reads = ("tags", "mined", "label")
     reads_if_there = ("saliency",)
     needs_network = False
 

@@ -33,9 +33,13 @@ class Confident(Relabeller):
             "clip", description="what the quantile is taken over: all frames of the clip (a still alone), or the set"
         )
 
+        @property
+        def reads(self) -> tuple[str, ...]:
+            """What `Aggregate` has written."""
+            return ("label", "confidence")
+
     config: Config
     writes = ("label",)
-    reads = ("label", "confidence")
     needs_network = False
 
     @property

@@ -48,8 +48,12 @@ class Erase(Relabeller):
             0.2, ge=0, le=1, description="share of a tag's largest heat below which a pixel is labelled background"
         )
 
+        @property
+        def reads(self) -> tuple[str, ...]:
+            """What there is to find."""
+            return ("tags",)
+
     writes = ("label", "mined", "heat", "heat_now")
-    reads = ("tags",)
     reads_if_there = ("mined", "heat", "label")
 
     def __init__(self, config: Config, task: Task) -> None:

@@ -52,7 +52,7 @@ def relabel(recipe: RelabelRecipe) -> str:
     storage.write_bytes(storage.join(recipe.out, RELABEL), OmegaConf.to_yaml(_described(recipe)).encode())
     # what only some samples have is looked at where it is
     there = [column for column in kind.reads_if_there if column in SCHEMA.names or dataset.holds(column)]
-    columns = [*kind.reads, *there]
+    columns = [*recipe.relabel.reads, *there]
     left = sorted(set(range(len(dataset.groups))) - groups_done(recipe.out))
     done = len(dataset) - sum(dataset.rows_per_group[number] for number in left)
     title = f"{recipe.relabel.name}: looking at {len(dataset)} images"
@@ -84,7 +84,7 @@ def open_domain(recipe: RelabelRecipe, coming: Collection[str] = ()) -> Dataset:
             "frames of video, with all frames of a clip."
         )
     RELABELS[recipe.relabel.name].require(recipe.relabel, dataset.table)
-    for column in RELABELS[recipe.relabel.name].reads:
+    for column in recipe.relabel.reads:
         if column in coming:
             continue
         try:

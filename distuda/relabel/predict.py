@@ -8,8 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from distuda.data.decode import decode_image
 from distuda.data.labels import IGNORE
 from distuda.engine.evaluate import logits_at
+from distuda.errors import UserError
 from distuda.models.tags import NEVER
 from distuda.relabel.relabeller import Map, RelabelConfig, Relabeller, Row, image_of
 
@@ -29,6 +31,14 @@ class Predict(Relabeller):
         name: Literal["predict"] = "predict"
         only_tags: bool = Field(True, description="images with tags keep those and the background alone")
         confidence: float = Field(0.0, ge=0, le=1, description="probability below which a pixel is ignored")
+        image: Literal["own", "pair"] = Field(
+            "own", description="whose labels are written: the image's own, or copies of its pair's, pixel by pixel"
+        )
+
+        @property
+        def reads(self) -> tuple[str, ...]:
+            """The other domain's image where that is looked at."""
+            return ("pair",) if self.image == "pair" else ()
 
     writes = ("label",)
     reads_if_there = ("tags",)
@@ -38,10 +48,10 @@ class Predict(Relabeller):
         """Columns of one sample."""
         network = self.task.network
         assert network is not None
-        image = image_of(row)
+        height, width = image_of(row).shape[:2]
         known = self.config.only_tags and row.get("tags") is not None
         with self.autocast(), network.knowing_tags() if known else nullcontext():
-            logits = logits_at(network, self.shown(image) * 255, (image.shape[0], image.shape[1]))[0]
+            logits = logits_at(network, self.shown(self._looked_at(row)) * 255, (height, width))[0]
         probability, barred = logits.softmax(dim=0), torch.zeros(len(logits), dtype=torch.bool)
         if known:
             barred = self.barred(self.tags(row))
@@ -49,6 +59,16 @@ class Predict(Relabeller):
         sure = probability.gather(0, label[None])[0] >= self.config.confidence
         label[~sure] = IGNORE
         return {"label": np.asarray(label.cpu(), np.uint8)}
+
+    def _looked_at(self, row: Row) -> Map:
+        """The image that the network is shown; a pair that a sample lacks is the user's to mend."""
+        if self.config.image == "own":
+            return image_of(row)
+        if row["pair"] is None:
+            raise UserError(
+                f"sample {row['key']!r} has no pair. Prepare pairs for all images, or set relabel.image=own."
+            )
+        return decode_image(row["pair"], f"{row['key']} (pair)")
 
     def barred(self, tags: list[int]) -> Tensor:
         """Classes that cannot win in an image with these tags, (C,) bool; none where nothing would be left."""

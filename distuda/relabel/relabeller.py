@@ -33,6 +33,11 @@ class RelabelConfig(BaseModel):
     name: str = Field("", description="what is written")
     domain: Literal["source", "target"] = Field("source", description="whose samples are looked at")
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns it cannot do without."""
+        return ()
+
 
 @dataclass
 class Task:
@@ -62,8 +67,6 @@ class Relabeller:
     Config: ClassVar[type[RelabelConfig]] = RelabelConfig
     writes: ClassVar[tuple[str, ...]] = ()
     """Columns it writes (`data.columns`)."""
-    reads: ClassVar[tuple[str, ...]] = ()
-    """Columns it cannot do without."""
     reads_if_there: ClassVar[tuple[str, ...]] = ()
     """Columns it takes into account where an earlier phase, or `distuda prepare`, has written them."""
     needs_network: ClassVar[bool] = True
@@ -92,7 +95,7 @@ class Relabeller:
         """What one sample adds to the survey: counts of a fixed shape.
 
         Args:
-            row: ``key`` and the columns of `reads`, encoded; no image.
+            row: ``key`` and the columns of ``config.reads``, encoded; no image.
         """
         raise NotImplementedError
 
@@ -100,9 +103,9 @@ class Relabeller:
         """Columns of one sample: uint8 maps (H, W) at the image's own size; bytes of what is no such map, or None.
 
         Args:
-            row: ``key``, ``image`` and the columns of `reads`, encoded. One that looks ``around`` finds there the rows
-                of the other frames that exist by their offset (-1 is the frame before), and one that ``surveys`` the
-                sum of the counts as ``survey``.
+            row: ``key``, ``image`` and the columns of ``config.reads``, encoded. One that looks ``around`` finds there
+                the rows of the other frames that exist by their offset (-1 is the frame before), and one that
+                ``surveys`` the sum of the counts as ``survey``.
         """
         raise NotImplementedError
 
