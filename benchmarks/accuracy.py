@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -70,9 +70,20 @@ def run(study: Study, arguments: argparse.Namespace, prepare: Callable[[Path], N
         if not results.has(row=row, seed=seed, steps=steps)
     ]
     with ThreadPoolExecutor(arguments.processes) as pool:
-        for job in [pool.submit(train, study, work, results, *job) for job in jobs]:
-            job.result()
+        running = {pool.submit(train, study, work, results, *job): job for job in jobs}
+        failed = [running[job] for job in as_completed(running) if _failure(job, running[job])]
     print(markdown(study, results.rows))
+    if failed:
+        sys.exit(
+            f"{len(failed)} of {len(jobs)} runs failed; console.log in their folders under {work / 'runs'} says why"
+        )
+
+
+def _failure(job: Future[None], facts: tuple[str, int, int]) -> bool:
+    """Whether a run failed, which is said at once: the others go on for hours."""
+    if error := job.exception():
+        print("row {}, seed {}, steps {} failed: {}".format(*facts, error), file=sys.stderr, flush=True)
+    return error is not None
 
 
 def parse(study: Study, description: str, work: str, results: str, *data: str) -> argparse.Namespace:

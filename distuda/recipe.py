@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
 from distuda import storage
@@ -136,6 +136,14 @@ class ModelConfig(Section):
     batch_norm: Literal["train", "frozen"] = Field(
         "train", description="normalise training batches by their own statistics, or by the starting weights' (frozen)"
     )
+
+    @model_validator(mode="after")
+    def _no_idle_field(self) -> "ModelConfig":
+        if self.decoder != "daformer" and not self.name.startswith(("mit_", "hf")):
+            raise ValueError(f"decoder={self.decoder!r} is for mit_* and hf, and {self.name} has its own")
+        if self.backbone is not None and self.name != "hf":
+            raise ValueError(f"backbone={self.backbone!r} is for name=hf, and name is {self.name}")
+        return self
 
 
 class Augment(GeometryConfig, StyleConfig):

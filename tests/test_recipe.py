@@ -81,6 +81,8 @@ def test_naming_another_method_drops_the_files_fields(tmp_path: Path) -> None:
         ("steps=many", ["steps='many'", "integer"]),
         ("source=3", ["source=3", "labelled domain"]),
         ("model.name=lit", ["model.name='lit'", "did you mean 'lite'", "deeplabv2_resnet101"]),
+        ("model.decoder=segformer", ["decoder='segformer' is for mit_* and hf, and lite has its own"]),
+        ("model.backbone=a/b", ["backbone='a/b' is for name=hf, and name is lite"]),
         ("method=advnt", ["'advnt' is not a method", "did you mean 'advent'", "source_only"]),
         ("method.name=advnt", ["'advnt' is not a method", "did you mean 'advent'"]),
         ("method.mask_ratio=2", ["method.mask_ratio=2", "less than 1", "share of blocks hidden"]),
