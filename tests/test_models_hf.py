@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from parity import assert_parity
 from settings import tiny_batch, tiny_method, tiny_recipe
 from torch import Tensor
 
+from distuda.data.class_tables import CLASS_TABLES
 from distuda.engine.step import Step
 from distuda.errors import UserError
 from distuda.models import build_model
 from distuda.models.daformer import EncoderDecoder
 from distuda.models.hf import licence_note, load_backbone
+from export.onnx import build_onnx
 
 transformers = pytest.importorskip("transformers")
 torch.set_num_threads(1)
@@ -63,6 +66,16 @@ def test_every_size_works(folders: dict[str, str], name: str, decoder: str) -> N
     if name != "dinov2":  # 112 is padded to 128
         expected = [(32, 56), (16, 28), (8, 14), (4, 7)]
     assert [tuple(x.shape[-2:]) for x in features] == expected
+
+
+@pytest.mark.parametrize("name", ["convnext", "dinov2"])  # Swin's export takes ten times as long
+def test_the_exported_graph_takes_any_size(folders: dict[str, str], name: str) -> None:
+    model = build_model(tiny_recipe("model.name=hf", f"model.backbone={folders[name]}").model, 11).eval()
+    assert isinstance(model, EncoderDecoder)
+    torch.nn.init.normal_(model.decoder.classify.weight, std=20.0)
+    assert_parity(
+        model, build_onnx(model, table=CLASS_TABLES["camvid11"], size=None, metadata={}, with_logits=True), None
+    )
 
 
 def test_padding_is_cut_back_in_place(folders: dict[str, str]) -> None:
