@@ -172,7 +172,7 @@ def fit(work: Path, out: Path, seed: int, steps: int, data: tuple[str, str, str]
     return [line for line in rows if line["kind"] == "evaluation"][-1]
 
 
-FACTS = ("row", "shift", "seed", "teacher_steps", "steps")
+FACTS = ("row", "shift", "seed", "teacher_steps", "classify_steps", "steps")
 KEPT = (
     *FACTS, "seconds", "miou", "accuracy", "coverage", "iou", "entropy", "information_maximisation", "vpq", "vpq_1",
     "vpq_2", "vpq_3", "vpq_4", "vpq_things", "vpq_stuff", "temporal_consistency",

@@ -9,10 +9,12 @@ import torch
 
 from distuda import storage
 from distuda.data.columns import COLUMNS
+from distuda.data.dataset import Dataset
 from distuda.data.labels import ClassTable
 from distuda.engine.loop import OnEvaluation
 from distuda.engine.run import final_loss, read_rows
 from distuda.errors import UserError, nearest
+from distuda.methods.method import Method
 from distuda.plan import PHASES, Phase, fewer_rounds, outer, to_yaml
 from distuda.recipe import Recipe, RelabelRecipe
 from distuda.relabel import RELABELS
@@ -42,7 +44,7 @@ def train_phases(phases: Sequence[Phase], on_evaluation: OnEvaluation | None = N
         _run(phase, on_evaluation)
         done.append(phase)
         rounds = phase.round - 1
-        if _was_in_vain(done) and len(shorter := fewer_rounds(left, rounds)) < len(left):
+        if _was_in_vain(done) and len(shorter := fewer_rounds(left, rounds, done)) < len(left):
             print(f"{phase.name}: its loss ends the rounds; going on with {rounds}", file=sys.stderr, flush=True)
             left = shorter
             _describe([*done, *left])
@@ -56,7 +58,7 @@ def _as_ended(phases: Sequence[Phase]) -> list[Phase]:
     while left and left[0].recipe.resume and _is_done(left[0]):
         done.append(left.pop(0))
         if _was_in_vain(done):
-            left = fewer_rounds(left, done[-1].round - 1)
+            left = fewer_rounds(left, done[-1].round - 1, done)
     return [*done, *left]
 
 
@@ -102,7 +104,7 @@ def check(phases: Sequence[Phase]) -> None:
             if isinstance(phase.recipe, RelabelRecipe):
                 require_fresh(phase.recipe)
                 domain = coming[phase.recipe.relabel.domain]
-                open_domain(there, domain)
+                _try_relabeller(phase.recipe, trained, open_domain(there, domain))
                 domain |= set(RELABELS[phase.recipe.relabel.name].writes)
             else:
                 require_start(phase.recipe)
@@ -115,7 +117,7 @@ def check(phases: Sequence[Phase]) -> None:
             raise UserError(f"phase {phase.name!r}: {error}") from error
 
 
-def _require_start_exists(recipe: Recipe, trained: Mapping[str, Recipe]) -> None:
+def _require_start_exists(recipe: Recipe | RelabelRecipe, trained: Mapping[str, Recipe]) -> None:
     """Refuse to go on from what is neither a phase before nor a run."""
     start = recipe.init_from
     if not start or start in trained or any(storage.exists(storage.join(start, name)) for name in RUN_FILES):
@@ -127,14 +129,12 @@ def _require_start_exists(recipe: Recipe, trained: Mapping[str, Recipe]) -> None
 
 def _try_network(recipe: Recipe, trained: Mapping[str, Recipe], table: ClassTable) -> None:
     """Build a phase's method on random weights: some mistakes only the network itself can tell."""
-    from distuda.engine.run import build_method
     from distuda.models import build_model
 
-    model = recipe.model.model_copy(update={"weights": "none"})
-    bare = recipe.model_copy(update={"init_from": None, "model": model})
-    build_method(bare, table, torch.full((table.num_classes,), 1 / table.num_classes))
+    _untrained(recipe, table)
     if recipe.init_from is None or recipe.init_from not in trained:
         return
+    model = recipe.model.model_copy(update={"weights": "none"})
     before = trained[recipe.init_from].model.model_copy(update={"weights": "none"})
     if before == model:
         return
@@ -147,6 +147,27 @@ def _try_network(recipe: Recipe, trained: Mapping[str, Recipe], table: ClassTabl
             f"it goes on from {recipe.init_from!r}, whose network is another: model.name={before.name!r} there and "
             f"{model.name!r} here, and {different[0][0]!r} is not in both alike. Give both the same model."
         )
+
+
+def _try_relabeller(recipe: RelabelRecipe, trained: Mapping[str, Recipe], dataset: Dataset) -> None:
+    """Build a phase's relabeller, on random weights where its network is still to be trained."""
+    from distuda.relabel.job import build
+
+    before = trained.get(recipe.init_from or "")
+    if before is None or not RELABELS[recipe.relabel.name].needs_network:
+        _require_start_exists(recipe, trained)
+        build(recipe, dataset)
+    else:
+        build(recipe, dataset, _untrained(before, dataset.table).predictor())
+
+
+def _untrained(recipe: Recipe, table: ClassTable) -> Method:
+    """A phase's method on random weights."""
+    from distuda.engine.run import build_method
+
+    model = recipe.model.model_copy(update={"weights": "none"})
+    bare = recipe.model_copy(update={"init_from": None, "model": model})
+    return build_method(bare, table, torch.full((table.num_classes,), 1 / table.num_classes))
 
 
 def _with_written_columns(recipe: Recipe | RelabelRecipe) -> Any:

@@ -104,30 +104,22 @@ def load_phases(path: str | None = None, overrides: Sequence[str] = ()) -> list[
     return _placed(phases, stages)
 
 
-def fewer_rounds(phases: Sequence[Phase], rounds: int) -> list[Phase]:
-    """The phases of so many rounds, and those that are not repeated; what followed a later round follows the last."""
+def fewer_rounds(left: Sequence[Phase], rounds: int, done: Sequence[Phase] = ()) -> list[Phase]:
+    """The phases that are left after so many rounds; what followed a later round, ``done`` or not, follows the last."""
+    folder = outer([*done, *left])
+    last = {str(p.recipe.out): storage.join(folder, f"{p.base}_{rounds}") for p in (*done, *left) if p.round > rounds}
     kept = []
-    for phase in phases:
+    for phase in left:
         if phase.round > rounds:
             continue
         recipe, update = phase.recipe, {}
         for name in ("source", "target"):
             domain = getattr(recipe, name)
-            columns = [_at_most(uri, rounds, outer(phases)) for uri in domain.columns]
-            update[name] = domain.model_copy(update={"columns": columns})
+            update[name] = domain.model_copy(update={"columns": [last.get(uri, uri) for uri in domain.columns]})
         if recipe.init_from is not None:
-            update["init_from"] = _at_most(recipe.init_from, rounds, outer(phases))
+            update["init_from"] = last.get(recipe.init_from, recipe.init_from)
         kept.append(replace(phase, recipe=recipe.model_copy(update=update)))
     return kept
-
-
-def _at_most(uri: str, rounds: int, folder: str) -> str:
-    """The folder of a repeated phase, or of its last round where its own is beyond."""
-    where, _, name = uri.rpartition("/")
-    base, _, number = name.rpartition("_")
-    if where != folder or not number.isdigit() or int(number) <= rounds:
-        return uri
-    return storage.join(folder, f"{base}_{rounds}")
 
 
 def to_yaml(phases: Sequence[Phase]) -> str:

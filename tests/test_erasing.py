@@ -111,6 +111,7 @@ def test_a_localiser_shows_where_each_class_is() -> None:
     heat = network.heat(image)
     assert heat.amax(dim=(2, 3))[0].tolist() == pytest.approx([10, 5, 0])
     torch.testing.assert_close(network.heat(image.flip(-1)), heat.flip(-1))
+    torch.testing.assert_close(network.heat(image, tags=[2, 0]), heat[:, [2, 0]])
 
 
 def test_the_background_of_a_localiser_is_what_no_tag_reaches() -> None:

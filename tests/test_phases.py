@@ -244,6 +244,18 @@ def test_what_followed_a_round_that_is_left_out_follows_the_one_before(tmp_path:
     ]
 
 
+def test_numbers_in_the_names_of_other_phases_are_no_rounds(tmp_path: Path) -> None:
+    """Where the second round was in vain, masks of the third threshold stay what the network learns."""
+    text = ERASING.replace("{name: masks, relabel: {name: compose}}", "{name: masks_1, relabel: {name: compose}}")
+    text = text.replace("- {name: segment,", "- {name: masks_3, relabel: {name: compose}}\n- {name: segment,")
+    phases = load_phases(written(tmp_path, text), ["out=o", "rounds=2"])
+    done, left = phases[:3], phases[3:]
+    kept = {phase.name: phase.recipe for phase in fewer_rounds(left, 1, done)}
+    assert list(kept) == ["masks_1", "masks_3", "segment", "own", "again"]
+    assert kept["segment"].source.columns == ["o/masks_3"] and kept["masks_1"].source.columns == ["o/erase_1"]
+    assert kept["masks_1"].init_from == "o/classify_1", "what went on from the round in vain goes on from the first"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -313,6 +325,34 @@ def test_ranks_do_not_relabel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"phase 'erase_1' relabels, .* workers=N"):
         train_phases(load_phases(written(tmp_path, ERASING), [f"out={tmp_path / 'run'}"]))
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("phases.erase.init_from=clasify_1", r"phase 'erase_1': init_from='clasify_1' is neither .*'classify_1'"),
+        ("phases.erase.init_from=none", "phase 'erase_1': relabel 'erase' needs a trained network"),
+        ("phases.own.init_from=/nowhere", "phase 'own': init_from='/nowhere' is neither"),
+        ("phases.own.init_from=classify_1 phases.own.relabel.confidence=0.9", "phase 'own': .*gives heat maps. Set it"),
+        ("phases.classify.method=psl phases.classify.source.columns=[mine]", "no columns at"),
+    ],
+)
+def test_a_network_that_a_relabel_phase_cannot_use_is_refused_before_anything_runs(
+    word: str, says: str, tmp_path: Path
+) -> None:
+    write_shards(tiny_samples(2, 1, labelled=False), str(tmp_path / "tagged"), TABLE)
+    words = [*WORDS, f"source.uri={tmp_path / 'tagged'}", f"out={tmp_path / 'run'}", *word.split()]
+    with pytest.raises(UserError, match=says):
+        train_phases(load_phases(written(tmp_path, ERASING), words))
+    assert not (tmp_path / "run").exists()
+
+
+def test_erasing_needs_a_classifier_before_it(tmp_path: Path) -> None:
+    write_shards(tiny_samples(2, 1), str(tmp_path / "tagged"), TABLE)
+    words = [*WORDS, f"source.uri={tmp_path / 'tagged'}", f"out={tmp_path / 'run'}"]
+    words.append("phases.classify.method=source_only")
+    with pytest.raises(UserError, match="phase 'erase_1': erasing needs a run of method 'classify'"):
+        train_phases(load_phases(written(tmp_path, ERASING), words))
 
 
 def test_a_phase_without_what_it_looks_at_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -10,17 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from settings import TABLE, TINY, tiny_samples
+from settings import TABLE, TINY, tiny_recipe, tiny_samples
 
 from distuda.cli import main
-from distuda.data.columns import COLUMNS, CONTESTED, read_group
+from distuda.data.columns import COLUMNS, CONTESTED, read_group, write_group
 from distuda.data.dataset import open_dataset
 from distuda.data.decode import decode_label
 from distuda.data.shards import write_shards
+from distuda.engine.loop import fit, settle
 from distuda.engine.run import read_rows
 from distuda.errors import UserError
 from distuda.phases import train_phases
 from distuda.plan import PHASES, load_phases
+from distuda.recipe import parse_relabel
+from distuda.relabel.erase import Erase
+from distuda.relabel.job import relabel
 from distuda.report import phases_gather as gathered
 from distuda.report import phases_pictures as draw
 from distuda.report.phases_report import inspect_phases
@@ -37,6 +41,7 @@ phases:
 """
 NAMES = ["classify_1", "erase_1", "classify_2", "erase_2", "masks", "segment", "own"]
 OF = 255
+SAID = "classes by heat"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +89,7 @@ def rows_of_pictures(html: str) -> list[list[str]]:
 
 def test_every_image_is_followed_through_all_phases(root: Path, tmp_path: Path) -> None:
     html = page(root / "run", tmp_path, labels=str(root / "true"), keys=["1-4,1-0", "1-6"])
-    through = ["erase_1", "heat", "erase_2", "heat", "masks", "saliency", "segment", "own"]
+    through = ["erase_1", "heat", SAID, "erase_2", "heat", SAID, "masks", "saliency", "segment", "own"]
     assert rows_of_pictures(html) == [["1-4", *through, "truth"], ["1-0", *through, "truth"], ["1-6", *through]]
     assert html.count("mIoU ") > 3 and "repeat(7, " in html
     for name in NAMES:
@@ -155,7 +160,7 @@ def test_unfinished_phases_are_named_and_the_rest_is_shown(root: Path, tmp_path:
     (run / "segment").mkdir()
     (run / "segment" / "metrics.jsonl").write_text(log.splitlines()[0] + "\n")  # a step, and no checkpoint yet
     html = page(run, tmp_path, keys=["1-1"])
-    assert rows_of_pictures(html) == [["1-1", "erase_1", "heat"]]
+    assert rows_of_pictures(html) == [["1-1", "erase_1", "heat", SAID]]
     total = len(open_dataset(str(root / "tagged")).groups)
     assert f"unfinished: 1 of {total} row groups" in html and "unfinished: 1 of 2 steps" in html
     assert html.count("nothing yet") == 2 and "3 of 7" in html
@@ -181,7 +186,31 @@ def test_one_phase_alone_by_the_command_line(
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code and "erase_2" in capsys.readouterr().out
-    assert rows_of_pictures(out.read_text()) == [["1-3", "erase_2", "heat"], ["1-5", "erase_2", "heat"]]
+    assert rows_of_pictures(out.read_text()) == [[key, "erase_2", "heat", SAID] for key in ("1-3", "1-5")]
+
+
+def test_samples_that_were_passed_over_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One image is damaged, and a phase has left nothing of another beside its class maps."""
+    samples = tiny_samples(4, 1)
+    samples[2].image = samples[2].image[:60]
+    write_shards(samples, str(tmp_path / "some"), TABLE)
+    data = open_dataset(str(tmp_path / "some"))
+    domain = {"uri": data.uri, "max_bad_share": 0.3}
+    words = [f"source.uri={data.uri}", "target.uri=none", "evaluation.uri=none", "source.max_bad_share=0.3"]
+    run = fit(settle(tiny_recipe("method.name=classify", *words, "steps=1", f"out={tmp_path / 'net'}")))
+    values = {"out": str(tmp_path / "erase"), "init_from": run, "device": "cpu", "relabel": {"name": "erase"}}
+    relabel(parse_relabel({**values, "source": domain}))
+    (stage,) = gathered.open_stages(str(tmp_path / "erase"))
+    seen = gathered.look(data, gathered.choose(data, [], 4), [stage])
+    assert [one.key for one in seen] == ["1-0", "1-1", "1-3"] and "not shown: " in (said := capsys.readouterr().err)
+    assert "1-2" in said
+    rows = read_group(stage.uri, 0).to_pylist()
+    write_group(stage.uri, 0, [rows[0] | {"heat": None, "heat_now": None}, *rows[1:]], Erase.writes)
+    first, second, _ = gathered.look(data, gathered.choose(data, [], 4), [stage])
+    assert set(first.maps["erase"]) == {"label", "mined", "before"} and "heat_now" in second.maps["erase"]
+    assert rows_of_pictures(page(tmp_path / "erase", tmp_path, keys=["1-0"])) == [["1-0", "erase", SAID, "truth"]]
 
 
 def test_labels_of_the_data_itself_are_the_truth(root: Path, tmp_path: Path) -> None:

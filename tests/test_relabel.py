@@ -79,8 +79,18 @@ def columns_of(out: Path, number: int) -> list[dict[str, Any]]:
 )
 def test_the_three_readings_of_the_top_share(region: Any, share: float, expected: list[int]) -> None:
     heat = np.array([[0, 1, 5, 8, 10]], np.float32)
-    assert top_region(heat, region, share)[0].astype(int).tolist() == expected
-    assert not top_region(np.zeros((2, 2), np.float32), region, share).any()
+    everywhere = np.ones(heat.shape, bool)
+    assert top_region(heat, region, share, everywhere)[0].astype(int).tolist() == expected
+    assert not top_region(np.zeros((2, 2), np.float32), region, share, np.ones((2, 2), bool)).any()
+
+
+@pytest.mark.parametrize(("region", "expected"), [("max", [4]), ("cam", [1, 2, 3, 4]), ("quantile", [4])])
+def test_the_top_share_of_what_is_left_counts_nothing_that_is_gone(region: Any, expected: list[int]) -> None:
+    """Five of ten pixels are left: a fifth of them is one, however many are gone and however hot those were."""
+    heat = np.array([[1, 3, 4, 5, 9, 90, 91, 92, 93, 94]], np.float32)
+    left = np.arange(10)[None] < 5
+    assert np.flatnonzero(top_region(heat, region, 0.2, left)).tolist() == expected
+    assert not top_region(heat, region, 0.2, ~left & left).any()
 
 
 def test_what_two_classes_claim_is_contested_and_stays_so() -> None:

@@ -7,7 +7,7 @@ A group's file appears whole or not at all, so an interrupted phase goes on with
 
     label       8-bit PNG of train ids, 255 = ignore; takes the place of the shards' own
     mined       8-bit PNG: the class whose object a pixel was found to be, 254 = several claim it, 255 = none
-    heat        8-bit PNG: how strongly the image's tags were seen at a pixel in any round, 255 = most
+    heat        8-bit PNG: how strongly the image's tags were seen at a pixel in any round, 255 = a tag's most then
     heat_now    8-bit PNG: the same in this round, whose classifier did not see what was mined before
     saliency    8-bit PNG: how much a pixel stands out of the picture, 255 = most
     confidence  8-bit PNG: probability of the label that was written with it, 255 = 1

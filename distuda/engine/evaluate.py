@@ -59,7 +59,8 @@ def evaluate(
         model: put into evaluation mode and back.
         samples: uint8 images; labels at native size, or None for label-free scores alone.
         table: of the labels.
-        scores: names of label-free scores (`metrics.label_free.SCORES`).
+        scores: names of label-free scores (`metrics.label_free.SCORES`); heat maps (`Segmenter.gives_heat`) have none,
+            as those are of probabilities.
         source: for those in `metrics.label_free.NEED_SOURCE`.
         bf16: compute in bfloat16 autocast.
 
@@ -72,7 +73,7 @@ def evaluate(
     device = next(model.parameters()).device
     predict = partial(_logits, model, bf16=bf16)
     frequency_src_C = None if source is None else source.frequency_C
-    made = make_scores(scores, Setting(table.num_classes, device, predict, frequency_src_C))
+    made = [] if model.gives_heat else make_scores(scores, Setting(table.num_classes, device, predict, frequency_src_C))
     confusion = Confusion(table.num_classes)
     confusion.counts_CC = confusion.counts_CC.to(device)
     video = Video(table, partial(_class_map, predict))

@@ -7,7 +7,7 @@ Shape legend: B images, C classes, H and W pixels, h and w places of the last fe
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -109,23 +109,25 @@ class Localiser(Wrapper):
         return list(self.head.parameters())
 
     @torch.no_grad()
-    def heat(self, image_BCHW: Tensor, scales: tuple[float, ...] = (1.0,)) -> Tensor:
+    def heat(self, image_BCHW: Tensor, scales: tuple[float, ...] = (1.0,), tags: Sequence[int] | None = None) -> Tensor:
         """Class activation maps at input size, not divided by anything, mean over scales and their mirror images.
 
         Args:
             image_BCHW: float RGB in [0, 1].
             scales: factors of the image's size.
+            tags: classes that are looked for, none = all; the maps of others cost memory at the image's size.
 
         Returns:
-            (B, C, H, W) float32, at least 0.
+            (B, C, H, W) float32, at least 0; of ``tags``, in their order.
         """
         size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
-        total = torch.zeros(len(image_BCHW), self.num_classes, *size, device=image_BCHW.device)
+        wanted = list(range(self.num_classes) if tags is None else tags)
+        total = torch.zeros(len(image_BCHW), len(wanted), *size, device=image_BCHW.device)
         for scale in scales:
             side = tuple(max(self.min_side, round(scale * s)) for s in size)
             scaled = F.interpolate(image_BCHW, size=side, mode="bilinear", align_corners=False)
             for view, back in ((scaled, False), (scaled.flip(-1), True)):
-                maps = self.resize(self.head.activation(self.encode(self.normalise(view))), size)
+                maps = self.resize(self.head.activation(self.encode(self.normalise(view)))[:, wanted], size)
                 total += maps.flip(-1) if back else maps
         return total / (2 * len(scales))
 

@@ -24,8 +24,8 @@ class Erase(Relabeller):
     """Class activation maps of each tag, their top region, and what they make of every pixel.
 
     Writes ``mined`` (all rounds together), ``heat`` (how strongly a classifier, of this round or an earlier one, saw
-    any tag), ``heat_now`` (this round's alone) and ``label``: the class that was mined, elsewhere the tag that was seen
-    most strongly, or the background.
+    any tag, as a share of the tag's largest heat in that round), ``heat_now`` (this round's alone) and ``label``: the
+    class that was mined, elsewhere the tag that was seen most strongly, or the background.
     """
 
     class Config(RelabelConfig):
@@ -66,10 +66,10 @@ class Erase(Relabeller):
         image = image_of(row)
         mined = np.full(image.shape[:2], IGNORE, np.uint8) if row.get("mined") is None else map_of(row, "mined").copy()
         tags = self.tags(row)
-        heat_NHW = self.heat(image, mined)[tags]
-        looked_at = np.where(mined == IGNORE, heat_NHW, 0) if self.config.within == "left" else heat_NHW
-        for tag, heat_HW in zip(tags, looked_at, strict=True):
-            claim(mined, top_region(heat_HW, self.config.region, self.config.share), tag)
+        heat_NHW = self.heat(image, mined, tags)
+        left = mined == IGNORE if self.config.within == "left" else np.ones(mined.shape, bool)
+        for tag, heat_HW in zip(tags, heat_NHW, strict=True):
+            claim(mined, top_region(heat_HW, self.config.region, self.config.share, left), tag)
         strength = heat_NHW / np.maximum(heat_NHW.max(axis=(1, 2), keepdims=True), 1e-6)
         label = decide(strength, tags, self.config.background_heat, self.task.table.background)
         strongest = now = np.asarray(strength.max(axis=0, initial=0) * 255, np.uint8)
@@ -82,26 +82,30 @@ class Erase(Relabeller):
         return {"label": label, "mined": mined, "heat": strongest, "heat_now": now}
 
     @torch.no_grad()
-    def heat(self, image_HWC: Map, mined_HW: Map) -> NDArray[np.float32]:
-        """Class activation maps (C, H, W) of an image from which the mined pixels are erased."""
+    def heat(self, image_HWC: Map, mined_HW: Map, tags: list[int]) -> NDArray[np.float32]:
+        """Class activation maps of these classes, (N, H, W), of an image from which the mined pixels are erased."""
         network = self.task.network
         assert isinstance(network, Localiser)
+        size = (image_HWC.shape[0], image_HWC.shape[1])
+        if not tags:
+            return np.zeros((0, *size), np.float32)
         fill = (network.normalise.mean.flatten() * 255).round().to(torch.uint8).cpu().numpy()
         left = np.where((mined_HW != IGNORE)[..., None], fill, image_HWC)
         with self.autocast():
-            heat = network.heat(self.shown(left), tuple(self.config.scales))
-        size = (image_HWC.shape[0], image_HWC.shape[1])
+            heat = network.heat(self.shown(left), tuple(self.config.scales), tags)
         return np.asarray(F.interpolate(heat, size=size, mode="bilinear", align_corners=False)[0].cpu(), np.float32)
 
 
-def top_region(heat_HW: NDArray[np.float32], region: Region, share: float) -> NDArray[np.bool_]:
-    """The mined part of one heat map; none of a map without any heat."""
-    highest = heat_HW.max()
+def top_region(
+    heat_HW: NDArray[np.float32], region: Region, share: float, left_HW: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """The mined part of one heat map, looked for among the pixels that are ``left_HW``; none where there is no heat."""
+    highest = heat_HW.max(where=left_HW, initial=0)
     if highest <= 0:
         return np.zeros(heat_HW.shape, bool)
     limits = {"max": (1 - share) * highest, "cam": share * highest}
-    limit = np.quantile(heat_HW, 1 - share) if region == "quantile" else limits[region]
-    return np.asarray((heat_HW >= limit) & (heat_HW > 0))
+    limit = np.quantile(heat_HW[left_HW], 1 - share) if region == "quantile" else limits[region]
+    return np.asarray((heat_HW >= limit) & (heat_HW > 0) & left_HW)
 
 
 def claim(mined_HW: Map, region_HW: NDArray[np.bool_], tag: int) -> None:

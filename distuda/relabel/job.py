@@ -28,6 +28,7 @@ from distuda.data.tolerance import Tolerance, read_list, require_few
 from distuda.engine.loop import choose_device
 from distuda.engine.run import open_run
 from distuda.errors import UserError
+from distuda.models.segmenter import Segmenter
 from distuda.recipe import Domain, RelabelRecipe
 from distuda.relabel import RELABELS, Relabeller
 from distuda.relabel.relabeller import Counts, Recent, Row, Task, encode_map
@@ -237,19 +238,24 @@ class Worker:
         return {"key": row["key"], **made, **counts}
 
 
-def build(recipe: RelabelRecipe, dataset: Dataset) -> Relabeller:
-    """The phase's relabeller with its network on the recipe's device."""
+def build(recipe: RelabelRecipe, dataset: Dataset, network: Segmenter | None = None) -> Relabeller:
+    """The phase's relabeller with its network on the recipe's device; ``network`` in the place of ``init_from``'s."""
     kind = RELABELS[recipe.relabel.name]
     domain: Domain = getattr(recipe, recipe.relabel.domain)
     task = Task(dataset.table, size=domain.size, bf16=recipe.precision == "bf16")
     if kind.needs_network:
         if recipe.init_from is None:
             raise UserError(f"relabel {recipe.relabel.name!r} needs a trained network. Name its run with init_from.")
-        run = open_run(recipe.init_from)
-        if run.table.classes != dataset.table.classes:
-            raise UserError(f"the network at {recipe.init_from!r} knows other classes than {dataset.uri!r}.")
-        task.network = run.predictor.to(choose_device(recipe)).eval()
+        task.network = (network or _trained(recipe.init_from, dataset)).to(choose_device(recipe)).eval()
     return kind(recipe.relabel, task)
+
+
+def _trained(uri: str, dataset: Dataset) -> Segmenter:
+    """The final network of a run that knows the data set's classes."""
+    run = open_run(uri)
+    if run.table.classes != dataset.table.classes:
+        raise UserError(f"the network at {uri!r} knows other classes than {dataset.uri!r}.")
+    return run.predictor
 
 
 def _work(recipe: RelabelRecipe, dataset: Dataset, left: Sequence[int], columns: Sequence[str]) -> Iterator[int]:

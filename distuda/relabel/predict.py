@@ -13,7 +13,7 @@ from distuda.data.labels import IGNORE
 from distuda.engine.evaluate import logits_at
 from distuda.errors import UserError
 from distuda.models.tags import NEVER
-from distuda.relabel.relabeller import Map, RelabelConfig, Relabeller, Row, image_of
+from distuda.relabel.relabeller import Map, RelabelConfig, Relabeller, Row, Task, image_of
 
 
 class Predict(Relabeller):
@@ -42,6 +42,14 @@ class Predict(Relabeller):
 
     writes = ("label",)
     reads_if_there = ("tags",)
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task)
+        if config.confidence and task.network is not None and task.network.gives_heat:
+            raise UserError(
+                f"relabel.confidence={config.confidence:g} asks for probabilities, and a run of method 'classify' "
+                "gives heat maps. Set it to 0, or go on from a network that segments."
+            )
 
     @torch.no_grad()
     def __call__(self, row: Row) -> dict[str, Map]:

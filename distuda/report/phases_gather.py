@@ -1,6 +1,7 @@
 """What a recipe of phases has left in its folders so far: networks, columns, scores, and maps of a few images."""
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from distuda import storage
 from distuda.data.clips import FLOW
 from distuda.data.columns import COLUMNS, CONTESTED, groups_done, open_columns, read_group
 from distuda.data.dataset import STREETS, Dataset, open_dataset, rows_of
-from distuda.data.decode import decode_image, decode_label, resize_image, resize_label
+from distuda.data.decode import SampleError, decode_image, decode_label, resize_image, resize_label
 from distuda.data.labels import IGNORE
 from distuda.data.survey import accessible, spread
 from distuda.engine.checkpoint import Checkpoints
@@ -234,19 +235,33 @@ def choose(data: Dataset, keys: Sequence[str], count: int) -> NDArray[np.int64]:
 
 
 def look(data: Dataset, ids: NDArray[np.int64], stages: Sequence[Stage]) -> list[Seen]:
-    """The chosen images with the maps of every phase that has some and looked at this data set."""
+    """The chosen images with the maps of every phase that has some and looked at this data set.
+
+    Those that cannot be decoded, which the phases may have passed over, are named and left out.
+    """
     seen: list[Seen] = []
-    rows = list(rows_of(data.read_window(data.window_of(ids), ["tags", "label"])))
-    for row in rows:
-        one = Seen(str(row["key"]), _small(decode_image(row["image"], str(row["key"]))), row["tags"])
-        one.truth = None if row["label"] is None else one.shrunk(decode_label(row["label"], one.key))
-        seen.append(one)
+    rows, usable = [], []
+    for number, row in zip(ids, rows_of(data.read_window(data.window_of(ids), ["tags", "label"])), strict=True):
+        try:
+            seen.append(_seen(row))
+        except SampleError as error:
+            print(f"not shown: {error}", file=sys.stderr)
+            continue
+        rows.append(row)
+        usable.append(number)
+    ids = np.asarray(usable, np.int64)
     for stage in stages:
         if stage.relabels:
             _add_columns(stage, data, ids, seen)
         else:
             _add_predictions(stage, data, rows, seen)
     return seen
+
+
+def _seen(row: dict[str, Any]) -> Seen:
+    one = Seen(str(row["key"]), _small(decode_image(row["image"], str(row["key"]))), row["tags"])
+    one.truth = None if row["label"] is None else one.shrunk(decode_label(row["label"], one.key))
+    return one
 
 
 def _small(image_HWC: Map) -> Map:
@@ -272,7 +287,8 @@ def _add_columns(stage: Stage, data: Dataset, ids: NDArray[np.int64], seen: Sequ
         return
     after, before = open_dataset(data.uri, [*given, stage.uri]), open_dataset(data.uri, given)
     for one, row in zip(seen, rows_of(after.read_window(data.window_of(ids), names)), strict=True):
-        one.maps[stage.name] = {name: one.shrunk(decode_label(row[name], one.key)) for name in names}
+        there = [name for name in names if row[name] is not None]  # of a sample that was passed over not all are
+        one.maps[stage.name] = {name: one.shrunk(decode_label(row[name], one.key)) for name in there}
     if "mined" not in names:
         return
     earlier = before.holds("mined")

@@ -276,9 +276,10 @@ def _pictures(stage: Stage, one: Seen, table: ClassTable) -> Iterator[Picture]:
         mean = f"mean {maps['heat_now'].mean() / 255:.2f}"
         alt = f"{name}: heat in {one.key}, {mean} of 1"
         yield Picture("heat", mean, alt, jpeg(draw.heat(one.image, maps["heat_now"])))
-    if "label" in maps and "mined" not in maps:
-        alt = f"{name}: classes in {one.key}: {describe(maps['label'], table)}"
-        yield Picture(name, _mask_words(maps["label"], one.truth, table), alt, png(draw.mask(maps["label"], table)))
+    if "label" in maps:
+        title = "classes by heat" if "mined" in maps else name
+        alt = f"{name}: {'' if title == name else f'{title}, '}classes in {one.key}: {describe(maps['label'], table)}"
+        yield Picture(title, _mask_words(maps["label"], one.truth, table), alt, png(draw.mask(maps["label"], table)))
     if "saliency" in maps:
         alt = f"{name}: saliency in {one.key}, mean {maps['saliency'].mean() / 255:.2f} of 1"
         yield Picture("saliency", "", alt, jpeg(draw.grey(maps["saliency"])))
@@ -303,7 +304,7 @@ def _legend(seen: Sequence[Seen], table: ClassTable) -> list[tuple[str, str]]:
     """Names and colours of the classes in tags and maps, in the table's order."""
     present: set[int] = set()
     for one in seen:
-        drawn = [maps["mined" if "mined" in maps else "label"] for maps in one.maps.values()]
+        drawn = [maps[name] for maps in one.maps.values() for name in ("mined", "label") if name in maps]
         present |= {*(one.tags or []), *(int(i) for drawn_HW in drawn for i in np.unique(drawn_HW))}
         present |= set() if one.truth is None else {int(i) for i in np.unique(one.truth)}
     return [(table.classes[i], _css(table.palette[i])) for i in sorted(present) if i < table.num_classes]
