@@ -21,6 +21,7 @@ FIRST = ("0001TP_006*", "0001TP_007[0-5]*")
 RARE = ["source.rare_class_temperature=0.05", "source.rare_class_min_pixels=1000", "source.rare_class_crop_pixels=300"]
 SOURCE_ONLY, SELF_TRAINING, APODA = (f"recipes/{name}.yaml" for name in ("source_only", "self_training", "apoda"))
 NATIVE = ["source.size=[360,480]", "target.size=[360,480]", "evaluation.size=[360,480]", "augment.crop=[272,368]"]
+FROZEN = ["model.batch_norm=frozen", "method.calibrate_images=0"]
 ORACLE = [SOURCE_ONLY, "method.use_target_labels=true"]
 
 STUDY = Study(
@@ -87,6 +88,9 @@ STUDY = Study(
         # all views under the same batch statistics, those of a masked image among them
         "~ self-training, one pass": [SELF_TRAINING, "method.forward=joint"],
         "~ self-training, masked, one pass": [SELF_TRAINING, "method.lambda_mask=1", "method.forward=joint"],
+        # and under none of theirs: ImageNet's statistics throughout
+        "~ self-training, frozen": [SELF_TRAINING, *FROZEN],
+        "~ self-training, masked, frozen": [SELF_TRAINING, "method.lambda_mask=1", *FROZEN],
         "~ self-training, masked alone": [SELF_TRAINING, "method.lambda_mask=1", "method.lambda_mix=0"],
     },
     common=["source.size=[240,320]", "target.size=[240,320]", "evaluation.size=[240,320]", "augment.crop=[180,240]"],
