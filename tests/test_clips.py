@@ -97,6 +97,25 @@ def test_the_frame_before_is_the_nearest_at_the_clips_own_step() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("frames", "parted"),
+    [
+        ([0, 30, 60, 89, 119, 149], []),  # CamVid's 0016E5 has one such gap
+        ([0, 30, 60, 91, 121], []),
+        ([0, 29, 59, 90], []),
+        ([0, 33, 67, 100, 133, 167], []),  # times in milliseconds
+        ([0, 5, 35, 65, 95], [1]),
+        ([0, 30, 60, 120, 150, 180], [3]),
+        ([0, 30, 65], [2]),
+        ([0, 1, 2, 4, 5], [3]),
+        ([0, 0, 1, 2], [1]),
+    ],
+)
+def test_one_odd_number_does_not_take_a_clip_apart_and_a_hole_does(frames: list[int], parted: list[int]) -> None:
+    expected = [-1 if place in (0, *parted) else place - 1 for place in range(len(frames))]
+    assert previous_frames(index(["a"] * len(frames), list(frames))).tolist() == expected
+
+
 def options(**others: object) -> dict[str, object]:
     return {"batch_size": 3, "size": None, "region": None, "columns": ("label", "flow"), **others}
 

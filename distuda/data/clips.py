@@ -24,26 +24,35 @@ _FILL = {"label": IGNORE, "mined": IGNORE}
 def previous_frames(index: pa.Table) -> Ids:
     """Number of the sample that shows the frame before, (N,); -1 for stills and where that frame is not there.
 
-    The frame before is the one of the same clip with the next lower number, unless that is further off than the frames
-    of the clip usually are: with frames 9, 10, 19, 20 the one before 10 is 9, and 19 has none.
+    The frame before is the one of the same clip with the next lower number, unless that is further off, or nearer, than
+    the frames of the clip usually are: with frames 9, 10, 19, 20 the one before 10 is 9, and 19 has none.
 
     Args:
         index: one line a sample, with ``clip`` and ``frame`` (`manifest.INDEX_SCHEMA`).
     """
     previous = np.full(index.num_rows, -1, np.int64)
     known = np.flatnonzero(pc.and_(index["clip"].is_valid(), index["frame"].is_valid()).to_numpy())
-    if len(known) < 2:
-        return previous
     names = index["clip"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)[known]
     clips, frames = names.astype(np.int64), index["frame"].to_numpy()[known].astype(np.int64)
     turn = np.lexsort((frames, clips))
-    same, gaps = np.diff(clips[turn]) == 0, np.diff(frames[turn])
-    near = same & (gaps > 0)
-    step = np.full(clips.max() + 1, np.iinfo(np.int64).max)  # of each clip the smallest gap
-    np.minimum.at(step, clips[turn][1:][near], gaps[near])
-    joined = near & (gaps == step[clips[turn][1:]])
-    previous[known[turn[1:][joined]]] = known[turn[:-1][joined]]
+    for clip in np.split(turn, np.flatnonzero(np.diff(clips[turn])) + 1):
+        joined = _usual(np.diff(frames[clip]))
+        previous[known[clip[1:][joined]]] = known[clip[:-1][joined]]
     return previous
+
+
+def _usual(gaps: Ids) -> NDArray[np.bool_]:
+    """Which gaps between a clip's frames are its own step: of the length that most have, give or take a tenth.
+
+    Of two lengths that as many have the shorter counts. A tenth, because numbers may be times, which jitter, and one
+    odd number must not take a clip apart.
+    """
+    lengths = np.sort(gaps[gaps > 0])
+    if not len(lengths):
+        return np.zeros(len(gaps), np.bool_)
+    first, last = np.searchsorted(lengths, 0.9 * lengths), np.searchsorted(lengths, 1.1 * lengths, "right")
+    step = lengths[np.argmax(last - first)]
+    return (gaps >= 0.9 * step) & (gaps <= 1.1 * step)
 
 
 def with_previous(previous: Ids, num_frames: int) -> NDArray[np.bool_]:
