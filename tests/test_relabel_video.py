@@ -147,9 +147,11 @@ def test_an_image_without_a_clip_is_simply_predicted(size: tuple[int, int] | Non
     assert np.array_equal((made["confidence"] >= 0.6 * 255) | edge, kept | edge)
 
 
-def recipe_for(data: Dataset, out: Path, relabel: dict[str, Any], columns: tuple[str, ...] = ()) -> RelabelRecipe:
+def recipe_for(
+    data: Dataset, out: Path, relabel: dict[str, Any], columns: tuple[str, ...] = (), **target: Any
+) -> RelabelRecipe:
     values = {"out": str(out), "relabel": {"domain": "target", **relabel}, "precision": "fp32", "device": "cpu"}
-    return parse_relabel({**values, "target": {"uri": data.uri, "columns": list(columns)}})
+    return parse_relabel({**values, "target": {"uri": data.uri, "columns": list(columns), **target}})
 
 
 def rows_in(out: Path) -> dict[str, dict[str, Any]]:
@@ -158,11 +160,11 @@ def rows_in(out: Path) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for number in numbers for row in read_group(str(out), number).to_pylist()}
 
 
-def aggregated(data: Dataset, out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+def aggregated(data: Dataset, out: Path, monkeypatch: pytest.MonkeyPatch, **target: Any) -> int:
     """Run the phase; gives how often the network was asked."""
     network = Known(by_colour)
     monkeypatch.setattr(job, "build", lambda recipe, dataset: Aggregate(recipe.relabel, Task(dataset.table, network)))
-    job.relabel(recipe_for(data, out, {"name": "aggregate"}))
+    job.relabel(recipe_for(data, out, {"name": "aggregate"}, **target))
     return network.asked
 
 
@@ -243,6 +245,22 @@ def test_only_sure_pixels_of_a_class_are_kept(fields: dict[str, Any], per: str, 
     again = open_dataset(data.uri, [str(tmp_path / "guess"), str(out)])
     assert again.labelled and again.holds("confidence")
     assert again.class_pixels().tolist() == np.sum([r["class_pixels"] for r in rows_in(out).values()], axis=0).tolist()
+
+
+@pytest.mark.parametrize("per", ["clip", "set"])
+def test_a_frame_that_was_passed_over_stops_no_phase_after_it(
+    per: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = moving(FRAMES)
+    samples[2].image = samples[2].image[:60]
+    data = written(tmp_path / "set", samples)
+    aggregated(data, tmp_path / "a", monkeypatch, max_bad_share=0.2)
+    monkeypatch.undo()
+    recipe = recipe_for(data, tmp_path / "out", {"name": "confident", "per": per}, columns=(str(tmp_path / "a"),))
+    job.relabel(recipe)
+    made = rows_in(tmp_path / "out")
+    assert (decoded(made["a-002"]["label"]) == 255).all()
+    assert all((decoded(made[key]["label"]) != 255).any() for key in made if key[0] == "b")
 
 
 def test_thresholds_of_a_histogram() -> None:

@@ -17,7 +17,8 @@ from distuda.relabel.relabeller import Counts, Map, RelabelConfig, Relabeller, R
 class Confident(Relabeller):
     """Ignores every pixel whose confidence is below its class's threshold min(limit, quantile over the clip).
 
-    Reads ``label`` and ``confidence`` as `Aggregate` writes them; writes ``label``.
+    Reads ``label`` and ``confidence`` as `Aggregate` writes them; writes ``label``. A frame without confidences is one
+    that was passed over (``max_bad_share``): it counts for no threshold, and nothing of it is labelled.
     """
 
     class Config(RelabelConfig):
@@ -49,15 +50,19 @@ class Confident(Relabeller):
 
     def survey(self, row: Row) -> Counts:
         """Pixels of each class and confidence, (C, 256)."""
+        num_classes = self.task.table.num_classes
+        if row["confidence"] is None:
+            return np.zeros((num_classes, 256), np.int64)
         label, confidence = map_of(row, "label"), map_of(row, "confidence")
         known = label != IGNORE
         cell = label[known].astype(np.int64) * 256 + confidence[known]
-        num_classes = self.task.table.num_classes
         return np.bincount(cell, minlength=256 * num_classes).reshape(num_classes, 256)
 
     def __call__(self, row: Row) -> dict[str, Map]:
         """Columns of one sample."""
         label = map_of(row, "label").copy()
+        if row["confidence"] is None:
+            return {"label": np.full_like(label, IGNORE)}
         limits_C = thresholds(row["survey"], self.config.share, 255 * self.config.limit)
         known = label != IGNORE
         label[known] = np.where(map_of(row, "confidence")[known] < limits_C[label[known]], IGNORE, label[known])
