@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distuda.data.decode import Size, resize_image
+from distuda.data.decode import SampleError, Size, resize_image
 from distuda.data.flow import Flow, Valid, compute_flows
 from distuda.relabel.relabeller import Map, Recent, RelabelConfig, Relabeller, Row, Task, image_of
 from distuda.warp import warp
@@ -73,8 +73,7 @@ class Aggregate(Relabeller):
     @torch.no_grad()
     def __call__(self, row: Row) -> Mapping[str, Map]:
         """Columns of one sample."""
-        rows = {0: row, **row.get("around", {})}
-        frames = {offset: self._frame(rows[offset]) for offset in sorted(rows)}
+        frames = self._in_sight(row)
         here = frames.pop(0)
         total_Chw = here.probability_Chw.clone()
         for other in frames.values():
@@ -88,6 +87,17 @@ class Aggregate(Relabeller):
         probability, label = logits.softmax(dim=0).max(dim=0)
         confidence = (probability * 255).round().to(torch.uint8)
         return {"label": np.asarray(label.cpu(), np.uint8), "confidence": np.asarray(confidence.cpu(), np.uint8)}
+
+    def _in_sight(self, row: Row) -> dict[int, Frame]:
+        """A frame, 0, and those around it by their offset, in their order; without neighbours that are damaged."""
+        rows, frames = {0: row, **row.get("around", {})}, {}
+        for offset in sorted(rows):
+            try:
+                frames[offset] = self._frame(rows[offset])
+            except SampleError:
+                if not offset:  # a neighbour is counted, or stops the phase, when its own turn comes
+                    raise
+        return frames
 
     def _frame(self, row: Row) -> Frame:
         return self._frames.get(str(row["key"]), lambda: self._seen(row))
