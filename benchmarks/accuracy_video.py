@@ -40,7 +40,7 @@ ROWS: Rows = {
     "~ vat, no warp": ["recipes/advent.yaml", "method=vat", "batch_size=2", "method.warp=false"],
     "~ vat, no tube loss": ["recipes/advent.yaml", "method=vat", "batch_size=2", "method.lambda_tube=0"],
     "~ davsn, no fusion": ["recipes/davsn.yaml", "method.fusion=false"],
-    "~ tps, no histogram": ["recipes/tps.yaml", "method.start_step=HALF", "method.match_histogram=false"],
+    "~ tps, no histogram": ["recipes/tps.yaml", "method.start_step=HALF", "augment.style=none"],
     "~ tps, from the first step": ["recipes/tps.yaml", "method.start_step=0"],
     "~ tps, sure": ["recipes/tps.yaml", "method.start_step=HALF", "method.confidence=0.9"],
     "~ self-training, video 0.2": [*VIDEO, "method.lambda_video=0.2"],
