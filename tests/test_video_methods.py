@@ -240,6 +240,25 @@ def test_tps_labels_come_from_an_earlier_pair_carried_along_the_flow(interval: i
     assert not sure.pseudo_label(batches()[1])[1].any()
 
 
+def test_tps_learns_nothing_of_what_lies_beside_an_image() -> None:
+    """The last columns are beside the image, and so is what two more now show: the scene moves to the left there."""
+    method = tiny_method(tiny_recipe("method.name=tps")).eval()
+    assert isinstance(method, Tps)
+    target = batches()[1]
+    target.flow_B2HW = torch.full_like(target.flow_B2HW, 0.0)
+    target.flow_B2HW[:, 0] = 2.0
+    assert target.before is not None
+    everywhere = method.pseudo_label(target)[1]
+    assert everywhere[:, :, :-2].all() and not everywhere[:, :, -2:].any()
+    shown = torch.ones_like(everywhere, dtype=torch.bool)
+    shown[:, :, -10:] = False
+    shown[:, :4] = False
+    now = method.pseudo_label(replace(target, shown_BHW=shown))[1]
+    assert torch.equal(now.bool(), shown)
+    early = method.pseudo_label(replace(target, before=replace(target.before, shown_BHW=shown)))[1]
+    assert early[:, 4:, :-12].all() and not early[:, :4].any() and not early[:, :, -12:].any()
+
+
 # Self-training -------------------------------------------------------------------------------------------------------
 
 

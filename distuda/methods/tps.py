@@ -82,7 +82,8 @@ class Tps(Method):
 
     @torch.no_grad()
     def pseudo_label(self, target: Batch) -> tuple[Tensor, Tensor]:
-        """Labels of now, (B, H, W), carried from ``interval`` frames before, and their weights; 0 out of its sight.
+        """Labels of now, (B, H, W), carried from ``interval`` frames before, and their weights; 0 out of its sight and
+        where either frame does not fill the crop.
 
         As from a teacher: nothing is drawn, so no dropout, and HRDA's windows cover the image.
         """
@@ -96,7 +97,12 @@ class Tps(Method):
         _, output, _ = two_frames(self.student, early.image_BCHW, before.image_BCHW, early.flow_B2HW)
         carried = warp(output.main.float().softmax(dim=1), flow)
         max_prob, label = carried.max(dim=1)
-        return label, (inside(flow) & (max_prob >= self.config.confidence)).float()
+        known = inside(flow) & (max_prob >= self.config.confidence)
+        if target.shown_BHW is not None:
+            known &= target.shown_BHW
+        if early.shown_BHW is not None:
+            known &= warp(early.shown_BHW[:, None].float(), flow, "nearest")[:, 0] > 0
+        return label, known.float()
 
     def _fused(self, now: View, before: View, flow_B2HW: Tensor | None) -> Output:
         """What is learnt from of a view, with the frame before."""
