@@ -58,6 +58,7 @@ SETTINGS: dict[str, list[str]] = {
     "davsn_multi_level": ["method.name=davsn", *DEEPLAB],
     "davsn_plain": ["method.name=davsn", "method.fusion=false"],
     "tps": ["method.name=tps"],
+    "tps_plain": ["method.name=tps", "method.fusion=false"],
     "tps_rescaled": ["method.name=tps", "method.rescale=[0.7,1.4]"],
     "tps_sure": ["method.name=tps", "method.confidence=0.3", "augment.style=histogram", *DEEPLAB],
     "self_training": [*SURE],

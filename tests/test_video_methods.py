@@ -221,14 +221,30 @@ def test_da_vsn_learns_through_the_later_frame_alone() -> None:
 
 
 @pytest.mark.parametrize("interval", [1, 2])
+def test_tps_without_fusion_looks_at_no_frame_that_it_does_not_use(interval: int) -> None:
+    fused, recipe = (
+        tiny_recipe("method.name=tps", f"method.interval={interval}", f"method.fusion={fusion}")
+        for fusion in (True, False)
+    )
+    assert fused.method.num_frames == {"source": 2, "target": interval + 2}
+    assert recipe.method.num_frames == {"target": interval + 1}
+    assert recipe.method.reads == {"source": ("label",), "target": ("flow",)}
+    source, target = batches()
+    source.before = source.flow_B2HW = None
+    last = target.before if interval == 1 else target.before.before
+    last.before = last.flow_B2HW = None
+    method, passes = tiny_method(recipe), []
+    method.student.register_forward_hook(lambda *_: passes.append(1))
+    assert method(source, target).total().isfinite()
+    assert len(passes) == 3, "the source, the frame that labels the target, and the strong view"
+
+
+@pytest.mark.parametrize("interval", [1, 2])
 def test_tps_labels_come_from_an_earlier_pair_carried_along_the_flow(interval: int) -> None:
     recipe = tiny_recipe("method.name=tps", "method.fusion=false", f"method.interval={interval}")
     method = tiny_method(recipe).eval()
-    assert isinstance(method, Tps) and recipe.method.num_frames == {"source": 2, "target": interval + 2}
+    assert isinstance(method, Tps)
     target = batches()[1]
-    if interval == 2:
-        target.before.before.before = replace(target.before.before)
-        target.before.before.flow_B2HW = torch.zeros_like(target.flow_B2HW)
     early, flow = target.before, target.flow_B2HW
     if interval == 2:
         early, flow = early.before, compose(flow, early.flow_B2HW)

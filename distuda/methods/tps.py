@@ -4,7 +4,7 @@ Xing, Guan, Huang, Lu: Domain Adaptive Video Segmentation via Temporal Pseudo Su
 released code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -58,8 +58,8 @@ class Tps(Method):
 
         @property
         def num_frames(self) -> Mapping[str, int]:
-            """Now and before; of the target also the pair that labels now."""
-            return {"source": 2, "target": self.interval + 2}
+            """Now and, where frames are fused, before; of the target also the frame or pair that labels now."""
+            return {"source": 2, "target": self.interval + 2} if self.fusion else {"target": self.interval + 1}
 
     config: Config
 
@@ -67,16 +67,16 @@ class Tps(Method):
         super().__init__(config, Fused(student) if config.fusion else student, context)
 
     def forward(self, source: Batch, target: Batch) -> Losses:
-        """Source loss on fused frames, and the target's strong view against the carried labels."""
-        view_src, before_src = (self.labelled_view(frame) for frame in (source, frame_before(source)))
-        terms = self.supervise(self._fused(view_src, before_src, source.flow_B2HW), view_src)
+        """Source loss, and the target's strong view against the carried labels."""
+        views_src = [self.labelled_view(frame) for frame in self._frames(source)]
+        terms = self.supervise(self._learnt(views_src, source.flow_B2HW), views_src[0])
         label, weight = self.pseudo_label(target)
-        now, before = (self._strong(frame) for frame in (target, frame_before(target)))
+        now, *before = (self._strong(frame) for frame in self._frames(target))
         size = self._size(target)
-        taught, before = resized(now._replace(label_BHW=label, weight_BHW=weight), size), resized(before, size)
+        views = [resized(view, size) for view in (now._replace(label_BHW=label, weight_BHW=weight), *before)]
         flow = None if target.flow_B2HW is None else resize_flow(target.flow_B2HW, size)
         factor = self.ramp(self.config.start_step) * self.config.lambda_pseudo
-        supervised = self.supervise(self._fused(taught, before, flow), taught, "pseudo_tgt")
+        supervised = self.supervise(self._learnt(views, flow), views[0], "pseudo_tgt")
         terms |= {name: factor * loss for name, loss in supervised.items()}
         return Losses(terms, {"pseudo_weight": weight.mean()})
 
@@ -93,8 +93,7 @@ class Tps(Method):
             flow = early.flow_B2HW if flow is None else compose(flow, early.flow_B2HW)
             early = frame_before(early)
         assert flow is not None
-        before = frame_before(early)
-        _, output, _ = two_frames(self.student, early.image_BCHW, before.image_BCHW, early.flow_B2HW)
+        output = self._output([frame.image_BCHW for frame in self._frames(early)], early.flow_B2HW)
         carried = warp(output.main.float().softmax(dim=1), flow)
         max_prob, label = carried.max(dim=1)
         known = inside(flow) & (max_prob >= self.config.confidence)
@@ -104,9 +103,21 @@ class Tps(Method):
             known &= warp(early.shown_BHW[:, None].float(), flow, "nearest")[:, 0] > 0
         return label, known.float()
 
-    def _fused(self, now: View, before: View, flow_B2HW: Tensor | None) -> Output:
-        """What is learnt from of a view, with the frame before."""
-        return two_frames(self.student, now.image_BCHW, before.image_BCHW, flow_B2HW, now.seed_B)[1]
+    def _frames(self, batch: Batch) -> list[Batch]:
+        """What the network sees to say something of a frame: it and, where frames are fused, the one before."""
+        return [batch, frame_before(batch)] if self.config.fusion else [batch]
+
+    def _learnt(self, views: Sequence[View], flow_B2HW: Tensor | None) -> Output:
+        """What is learnt from of the first view."""
+        return self._output([view.image_BCHW for view in views], flow_B2HW, views[0].seed_B)
+
+    def _output(self, images: Sequence[Tensor], flow_B2HW: Tensor | None, seed_B: Tensor | None = None) -> Output:
+        """What the network says of the first of `_frames`."""
+        if not self.config.fusion:
+            output: Output = self.student(images[0], seed_B)
+            return output
+        now, before = images
+        return two_frames(self.student, now, before, flow_B2HW, seed_B)[1]
 
     def _size(self, target: Batch) -> tuple[int, int]:
         """Height and width of this step's strong view [pixels]."""
