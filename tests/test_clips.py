@@ -21,7 +21,7 @@ from distuda.data.order import Order
 from distuda.data.prepare import prepare
 from distuda.data.reader import iterate_once, read_batches
 from distuda.data.sample import Sample
-from distuda.data.shards import write_shards
+from distuda.data.shards import finish, write_shard, write_shards
 from distuda.errors import UserError
 from distuda.warp import inside, warp
 
@@ -169,9 +169,7 @@ def test_a_frame_before_without_label_is_ignored_and_samples_have_one(tmp_path: 
     samples = moving(FRAMES)
     for number in (0, 1, 2, 3, 5, 6, 8):
         samples[number].label = None
-    from distuda.data.shards import Part, finish, write_shard
-
-    part: Part = write_shard(iter(samples), str(tmp_path / "s"), 0, 3, 12_000)
+    part = write_shard(iter(samples), str(tmp_path / "s"), 0, 3, 12_000)
     finish(str(tmp_path / "s"), TABLE, [part], sparse=True)
     data = open_dataset(str(tmp_path / "s"))
     weights = data.clip_weights(2, labelled=True)
@@ -182,6 +180,16 @@ def test_a_frame_before_without_label_is_ignored_and_samples_have_one(tmp_path: 
     assert batch.before is not None and batch.before.label_BHW is not None and (batch.before.label_BHW == 255).all()
 
 
+def test_runs_that_are_too_short_are_told(tmp_path: Path) -> None:
+    data = written(tmp_path / "set", moving(FRAMES))
+    with pytest.raises(UserError, match=r"no frame with 6 before it: 7 frames .* its longest run has 5\."):
+        data.clip_weights(7, labelled=False)
+    sparse = moving(FRAMES, unlabelled=(2, 3, 4, 6, 7, 8))
+    finish(str(tmp_path / "s"), TABLE, [write_shard(iter(sparse), str(tmp_path / "s"), 0, 3, 12_000)], sparse=True)
+    with pytest.raises(UserError, match=r"no labelled frame with 2 before it: .* longest run up to a label has 2\."):
+        open_dataset(str(tmp_path / "s")).clip_weights(3, labelled=True)
+
+
 def test_stills_have_no_clips(tmp_path: Path) -> None:
     samples = moving(FRAMES)
     for sample in samples:
@@ -190,7 +198,7 @@ def test_stills_have_no_clips(tmp_path: Path) -> None:
     assert not data.moving
     with pytest.raises(UserError, match="holds no clips"):
         data.require("flow")
-    with pytest.raises(UserError, match="no frame with 1 before it"):
+    with pytest.raises(UserError, match=r"no frame with 1 before it: 2 frames .* its longest run has 1\."):
         data.clip_weights(2, labelled=True)
     assert all(batch.before is None and batch.clips == [""] for batch in iterate_once(data))
 

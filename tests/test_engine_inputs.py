@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from data_trees import encode
 from settings import TABLE, run_words, tiny_recipe, tiny_samples
 
 from distuda.data import shards
@@ -101,6 +104,15 @@ def test_rare_classes_are_looked_for_in_images_of_one_size(domains: list[str], t
     with pytest.raises(UserError, match=r"have 2 sizes, such as \[40,56\] and \[48,64\].*source.size"):
         open_data(tiny_recipe(*words))
     open_data(tiny_recipe(*words, "source.size=[40,56]"))
+
+
+def test_rare_classes_that_no_clip_ends_with_are_told(domains: list[str], tmp_path: Path) -> None:
+    nothing = encode(np.full((40, 56), 255, np.uint8))
+    first, second = tiny_samples(2, 1, clip_frames=2)
+    write_shards([first, replace(second, label=nothing)], str(tmp_path / "clip"), TABLE)
+    words = [*domains, f"source.uri={tmp_path / 'clip'}", f"out={tmp_path / 'run'}", "method.name=vat", *RARE]
+    with pytest.raises(UserError, match=r"no frame of .*clip' with 1 before it .* source.rare_class_min_pixels=50"):
+        fit(settle(tiny_recipe(*words)))
 
 
 def test_a_style_needs_source_images(domains: list[str]) -> None:

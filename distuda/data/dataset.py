@@ -91,14 +91,19 @@ class Dataset:
         Raises:
             UserError: there is no such sample.
         """
-        usable = with_previous(self.previous, num_frames)
-        if labelled and not self.labelled:
-            usable &= self.index["class_pixels"].is_valid().to_numpy()
+        sparse = labelled and not self.labelled
+
+        def ends(length: int) -> NDArray[np.bool_]:
+            usable = with_previous(self.previous, length)
+            return usable & self.index["class_pixels"].is_valid().to_numpy() if sparse else usable
+
+        usable = ends(num_frames)
         if not usable.any():
-            what = f"{'labelled ' * (labelled and not self.labelled)}frame with {num_frames - 1} before it"
+            longest = next(length for length in range(num_frames) if not ends(length + 1).any())
             raise UserError(
-                f"{self.uri!r} has no {what}, but this domain needs clips. Prepare a layout of clips or videos, "
-                "without --every, or use a method that looks at single images."
+                f"{self.uri!r} has no {'labelled ' * sparse}frame with {num_frames - 1} before it: {num_frames} frames "
+                f"in a row are needed, and its longest run{' up to a label' * sparse} has {longest}. Prepare clips or "
+                "videos with longer runs, or use a method that looks at fewer frames."
             )
         return usable / usable.sum()
 

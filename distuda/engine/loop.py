@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -212,28 +212,45 @@ class Session:
     def _stream(self, name: str, open_stream: OpenStream) -> Iterator[Batch]:
         domain: Domain = getattr(self.recipe, name)
         dataset: Dataset = getattr(self.data, name)
-        weights, region = None, region_size(self.recipe.augment)
-        if name == "source" and self.rare is not None:
-            weights = self.rare[0]
-            region = None  # the step looks for a crop with the rare class, so it needs the whole image
+        rare = name == "source" and self.rare is not None
+        # with rare classes the step looks for a crop with one, so it needs the whole image
+        region = None if rare else region_size(self.recipe.augment)
         columns = self.recipe.reads[name]
         if name == "source":
             columns += tuple(column for column in self.recipe.method.reads_if_there if dataset.holds(column))
-        if "pair" in columns and dataset.manifest.num_pairs < len(dataset):
-            weights = dataset.pair_weights()
-        num_frames, labelled = self.recipe.method.num_frames.get(name, 1), "label" in columns
-        if num_frames > 1 or (labelled and not dataset.labelled):
-            ends = dataset.clip_weights(num_frames, labelled=labelled)
-            weights = ends if weights is None else weights * ends
+        num_frames = self.recipe.method.num_frames.get(name, 1)
         self.orders[name] = Order(
             dataset.rows_per_group, seed=self.recipe.seed, domain=name, rank=self.worker.rank, world=self.worker.world,
-            window=domain.window, history=self.histories[name], weights=weights,
+            window=domain.window, history=self.histories[name],
+            weights=self._weights(name, dataset, columns, num_frames),
         )  # fmt: skip
         stream = open_stream(
             dataset, self.orders[name], batch_size=self.recipe.batch_size, size=domain.size,
             region=region, columns=columns, num_frames=num_frames, tolerance=self.tolerances[name],
         )  # fmt: skip
         return self._closing.enter_context(closing(stream))  # type: ignore[type-var]
+
+    def _weights(
+        self, name: str, dataset: Dataset, columns: Sequence[str], num_frames: int
+    ) -> NDArray[np.float64] | None:
+        """How often to draw each sample of a domain, (N,); None where all come equally often."""
+        weights = self.rare[0] if name == "source" and self.rare is not None else None
+        if "pair" in columns and dataset.manifest.num_pairs < len(dataset):
+            weights = dataset.pair_weights()
+        labelled = "label" in columns
+        if num_frames == 1 and (dataset.labelled or not labelled):
+            return weights
+        ends = dataset.clip_weights(num_frames, labelled=labelled)
+        if weights is None:
+            return ends
+        if name == "source" and self.rare is not None and not (weights * ends).any():
+            least = self.recipe.source.rare_class_min_pixels
+            raise UserError(
+                f"no frame of {dataset.uri!r} with {num_frames - 1} before it has more than "
+                f"source.rare_class_min_pixels={least} pixels of any class. Lower that, or set "
+                "source.rare_class_temperature=none."
+            )
+        return weights * ends
 
     def advance(self, streams: Mapping[str, Iterator[Batch]]) -> None:
         """One step; the time spent waiting for data is counted apart."""
