@@ -93,6 +93,18 @@ def test_evaluation_gives_what_the_metrics_give_by_hand(data: Dataset) -> None:
     assert [row["vpq_per_class"][name] for name in TABLE.classes] == [v if v == v else None for v in per_class.tolist()]
 
 
+def test_a_class_of_short_clips_alone_has_the_mean_over_the_windows_it_is_in() -> None:
+    video, size = Video(TABLE, no_call), (8, 8)
+    for clip, length, name in (("long", 4, 0), ("short", 2, 1)):
+        label = torch.full((1, *size), name)
+        for number in range(length):
+            batch = Batch(torch.zeros(1, 3, *size), label, torch.zeros(1), keys=[f"{clip}{number}"], clips=[clip])
+            video.update(batch, label)
+    row = video.row()
+    assert row["vpq_2"] == row["vpq_4"] == row["vpq"] == 1
+    assert [row["vpq_per_class"][name] for name in TABLE.classes] == [1, 1, None]
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_add_up_to_one_process(data: Dataset, world: int) -> None:
     whole, parts = Video(TABLE, no_call), []

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distuda.data.batch import Batch
@@ -51,16 +53,20 @@ class Video:
 
     def row(self) -> dict[str, Any]:
         """``vpq``, ``vpq_1`` ... and their things and stuff (`VideoPanopticQuality.scores`, semantic tubes), by class
-        ``vpq_per_class``, and ``temporal_consistency``; all in [0, 1]. What no frame says anything about is left out.
+        ``vpq_per_class`` (the mean over the windows in which the class has a value, None without one), and
+        ``temporal_consistency``; all in [0, 1]. What no frame says anything about is left out.
         """
         self.quality.all_reduce()
         self.consistency.all_reduce()
         row: dict[str, Any] = {}
         if int(self.quality.counts_W4C.sum()):
             row = {name: value for name, value in self.quality.scores().items() if value == value}
-            per_class = self.quality.per_class().mean(axis=0).tolist()
-            named = zip(self.table.classes, per_class, strict=True)
-            row["vpq_per_class"] = {name: None if value != value else value for name, value in named}
+            named = zip(self.table.classes, self.quality.per_class().T, strict=True)
+            row["vpq_per_class"] = {name: _mean(quality_W[np.isfinite(quality_W)]) for name, quality_W in named}
         if int(self.consistency.counts[1]):
             row["temporal_consistency"] = self.consistency.score()
         return row
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    return float(values.mean()) if len(values) else None
