@@ -39,17 +39,6 @@ def inside(flow_B2HW: Tensor) -> Tensor:
     return (_grid(flow_B2HW).abs() <= 1).all(dim=-1)
 
 
-def consistent(flow_B2HW: Tensor, forward_B2HW: Tensor) -> Tensor:
-    """Where going back and forth ends near the start, (B, H, W) bool; false where a pixel was hidden or outside before.
-
-    The bound is that of Sundaram, Brox, Keutzer (ECCV 2010): |w + w'|^2 < 0.01 (|w|^2 + |w'|^2) + 0.5, with w' the
-    earlier frame's forward flow at the place that w points to.
-    """
-    back = warp(forward_B2HW, flow_B2HW)
-    lengths = flow_B2HW.square().sum(dim=1) + back.square().sum(dim=1)
-    return ((flow_B2HW + back).square().sum(dim=1) < 0.01 * lengths + 0.5) & inside(flow_B2HW)
-
-
 def compose(flow_B2HW: Tensor, before_B2HW: Tensor) -> Tensor:
     """Flow over two steps: of now to the frame before, and of that to the one before it."""
     return flow_B2HW + warp(before_B2HW, flow_B2HW)

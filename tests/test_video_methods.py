@@ -12,6 +12,7 @@ from torch import Tensor
 from distuda import losses
 from distuda.data.augment import classmix_mask, geometry
 from distuda.data.batch import Batch
+from distuda.data.flow import consistent
 from distuda.errors import UserError
 from distuda.methods import tps
 from distuda.methods.adversary import Judges, divergence
@@ -21,7 +22,7 @@ from distuda.methods.self_training import SelfTraining
 from distuda.methods.tps import Tps
 from distuda.methods.video import VideoAdversarial, sequence_maps
 from distuda.models.fusion import Fused
-from distuda.warp import compose, consistent, inside, resize_flow, warp, warp_label
+from distuda.warp import compose, inside, resize_flow, warp, warp_label
 
 
 def batches(count: int = 2) -> tuple[Batch, Batch]:
@@ -49,6 +50,9 @@ def test_a_translation_moves_every_pixel_and_leaves_0_outside() -> None:
     assert (carried[:, 0] == 255).all() and (carried[:, :, 6:] == 255).all()
     where = inside(shifted((6, 8), 2, -1))
     assert torch.equal(where, carried != 255)
+    part = shifted((6, 8), 1.4, -0.4)
+    back = part[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(consistent(back, -back), inside(part)[0].numpy()), "up to the borders"
 
 
 def test_a_rotation_is_undone_by_its_inverse() -> None:
@@ -63,8 +67,9 @@ def test_a_rotation_is_undone_by_its_inverse() -> None:
     there = warp(warp(smooth, turn(angle)), turn(-angle))
     round_ = (x**2 + y**2).sqrt() < 13
     assert (there - smooth)[0, 0][round_].abs().max() < 0.05
-    assert consistent(turn(angle), turn(-angle))[0][round_].all()
-    assert not consistent(turn(angle), turn(angle))[0][round_ & (x.abs() + y.abs() > 9)].any()
+    back, forth = (turn(a)[0].permute(1, 2, 0).numpy() for a in (angle, -angle))
+    assert consistent(back, forth)[round_].all()
+    assert not consistent(back, back)[round_ & (x.abs() + y.abs() > 9)].any()
     both = compose(turn(angle), turn(angle))
     assert (both - turn(2 * angle))[0][:, round_].abs().max() < 0.02
 

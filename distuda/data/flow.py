@@ -30,7 +30,7 @@ _LOCAL = threading.local()  # a DIS object keeps its buffers, so threads must no
 def compute_flow(now_HWC: NDArray[np.uint8], before_HWC: NDArray[np.uint8]) -> tuple[Flow, Valid]:
     """Backward flow of a frame and where it holds, from two uint8 RGB images of one size.
 
-    It holds where going back and then forth ends near the start (`warp.consistent`, the same bound).
+    It holds where going back and then forth ends near the start (`consistent`).
     """
     if min(now_HWC.shape[:2]) < MIN_SIDE:
         return np.zeros((*now_HWC.shape[:2], 2), np.float32), np.zeros(now_HWC.shape[:2], np.bool_)
@@ -55,7 +55,11 @@ def _there_and_back(one_HWC: NDArray[np.uint8], other_HWC: NDArray[np.uint8]) ->
 
 
 def consistent(back_HW2: Flow, forth_HW2: Flow) -> Valid:
-    """`warp.consistent` for arrays: where back and forth cancel and the pixel was in sight."""
+    """Where going back and then forth ends near the start; false where a pixel was hidden or out of sight before.
+
+    The bound is that of Sundaram, Brox, Keutzer (ECCV 2010): |w + w'|^2 < 0.01 (|w|^2 + |w'|^2) + 0.5, with w' the
+    earlier frame's forward flow at the place that w points to.
+    """
     height, width = back_HW2.shape[:2]
     x = back_HW2[..., 0] + np.arange(width, dtype=np.float32)
     y = back_HW2[..., 1] + np.arange(height, dtype=np.float32)[:, None]
