@@ -43,6 +43,7 @@ class Colours(nn.Module):
     """Classes by distance to the palette: a network that is right on `tiny_pictures` and minds colour and side."""
 
     align_corners = False
+    gives_heat = False
 
     def __init__(self, sharpness: float = 20.0) -> None:
         super().__init__()

@@ -39,6 +39,7 @@ class Threshold(nn.Module):
     """Predicts classes from red: exact for `skill` 1, ever less so below; never for images darker than `blind`."""
 
     align_corners = False
+    gives_heat = False
 
     def __init__(self, skill: float, blind: float = 0.0) -> None:
         super().__init__()

@@ -31,6 +31,7 @@ class Bands(nn.Module):
     """Classes by brightness; counts the images it was asked for."""
 
     align_corners = False
+    gives_heat = False
 
     def __init__(self) -> None:
         super().__init__()
