@@ -85,6 +85,8 @@ def test_the_mean_over_the_classes_that_papers_average_is_there_too() -> None:
     console = Console(width=100, record=True)
     console.print(scores(row))
     assert "mIoU over synthia_seq11 │ 50.0" in " ".join(console.export_text().split())
+    network.gives_heat = True  # no probabilities, so no scores of them
+    assert set(SCORES) & set(row) and not set(SCORES) & set(evaluate(network, [one], table))
     one.label_BHW[:] = 0
     assert not [name for name in evaluate(tiny_method(tiny_recipe()).student, [one], TABLE) if name.startswith("miou_")]
 
