@@ -182,6 +182,18 @@ def test_the_median_lets_a_trial_train_on_where_others_wait() -> None:
     assert rule.on_trial_result(tune, first, {"step": 4, "objective": 0.5}) == TrialScheduler.CONTINUE
 
 
+def test_the_median_does_not_mind_an_early_phase_without_the_objective() -> None:
+    rule = scheduler_for("median", steps=6, grace=4)
+    others = [type("Trial", (), {"status": "RUNNING", "trial_id": str(number)})() for number in range(5)]
+    tune = type("Controller", (), {"get_live_trials": lambda self: others})()
+    for number, trial in enumerate(others):
+        assert rule.on_trial_result(tune, trial, {"step": 2, "objective": float("nan")}) == TrialScheduler.CONTINUE
+        decision = rule.on_trial_result(tune, trial, {"step": 4, "objective": number / 10})
+        assert decision == TrialScheduler.CONTINUE  # each is better than all before it
+    worst = type("Trial", (), {"status": "RUNNING", "trial_id": "5"})()
+    assert rule.on_trial_result(tune, worst, {"step": 4, "objective": -0.1}) == TrialScheduler.STOP
+
+
 def test_a_cause_is_the_exception_and_not_the_advice_below_it(tmp_path: Path) -> None:
     trial = type("Trial", (), {"error_file": str(tmp_path / "error.txt")})()
     died = "Failure # 1 (occurred at noon)\nray.exceptions.ActorDiedError: The actor died unexpectedly.\n"

@@ -1,5 +1,6 @@
 """Where configurations come from and which trials are ended early: Ray Tune's parts, set up for runs in folders."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -117,7 +118,17 @@ def scheduler_for(name: str, *, steps: int, grace: int) -> TrialScheduler:
 
 
 class _Median(MedianStoppingRule):
-    """Tune's rule, which would pause a trial, and so save it, while there are too few others to compare it with."""
+    """Tune's rule, which would pause a trial, and so save it, while there are too few others to compare it with.
+
+    It would also end each trial that once had no objective, as in a phase that has nothing to score: the best of values
+    with a NaN among them is NaN, and no median is that.
+    """
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Tune's decision, by the results that have an objective."""
+        if not math.isfinite(result["objective"]):
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
 
     def _on_insufficient_samples(self, *_: Any) -> str:
         return str(TrialScheduler.CONTINUE)
