@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from sweeps import SPACE, plan_for
 
-from distuda.errors import UserError
+from distuda.errors import RunFailed, UserError
 from distuda.plan import load_phases
 from tune import resources
 from tune.charts import axis_of
@@ -19,7 +19,7 @@ from tune.report import render
 from tune.results import best_yaml, chosen_by, ranking, to_parquet, worth_keeping
 from tune.space import Range, Space
 from tune.space_file import load_space
-from tune.sweep import sweep
+from tune.sweep import finish, sweep
 
 MISTAKES = {
     "space": ("optimizer.lrr: {uniform: [0, 1]}\n", {}, "unknown field 'optimizer.lrr'"),
@@ -78,6 +78,18 @@ def test_each_configuration_that_is_drawn_is_read(
     assert settle(replace(plan, search="tpe"))
 
 
+def test_scores_that_the_last_phase_does_not_compute_are_refused(domains: list[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "phases.yaml"
+    recipe.write_text("phases:\n- {name: first, steps: 2}\n- {name: second, steps: 4, init_from: first}\n")
+    own = ("phases.second.evaluation.scores=[entropy]", "checkpoint.best_by=entropy")
+    plan = plan_for(tmp_path, domains, SPACE, *own, objective="entropy")
+    plan = replace(plan, recipe=str(recipe), words=tuple(w for w in plan.words if not w.startswith("steps")))
+    assert settle(plan)
+    for option, changed in (("objective", "source_miou"), ("choose", ("entropy", "source_miou"))):
+        with pytest.raises(UserError, match=rf"--{option} source_miou: the last phase that trains computes entropy by"):
+            settle(replace(plan, **{option: changed}))  # type: ignore[arg-type]
+
+
 def made(tmp_path: Path, scores: list[tuple[str, float, float]]) -> Records:
     records = Records(str(tmp_path))
     for number, (ended, first, second) in enumerate(scores):
@@ -134,6 +146,17 @@ def test_checkpoints_stay_with_what_is_chosen(tmp_path: Path) -> None:
     for record in records.add(2, {}, 3)[1:]:
         record.status, record.scores = "finished", {"entropy": 0.2, "source_miou": 0.9}
     assert worth_keeping(records, ["source_miou"], 1) == ["0002", "0002-1", "0002-2"]  # one configuration, whole
+
+
+def test_trials_that_ended_without_the_score_are_kept_and_said(domains: list[str], tmp_path: Path) -> None:
+    plan, _ = settle(plan_for(tmp_path, domains, choose=("class_prior_divergence",)))
+    records = made(tmp_path / "sweep", [("finished", 0.9, 0.1), ("stopped", 0.8, 0.8)])
+    checkpoints = Path(records.folder("0000")) / "checkpoints"
+    checkpoints.mkdir()
+    Observer(records, plan.objective, plan.choose, 1, 2).free()
+    assert checkpoints.exists()
+    with pytest.raises(RunFailed, match=r"2 trials came to an end, but none has class_prior_div.* have: entropy"):
+        finish(plan, records, 0)
 
 
 def test_options_of_a_chart_are_numbers_by_size_then_words() -> None:

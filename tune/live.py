@@ -116,8 +116,9 @@ class Observer(tune.Callback):
         return record.scores.get(key_of(self.objective), float("-inf"))
 
     def free(self) -> None:
-        """Remove the checkpoints of ended trials that are not among the best."""
-        self.records.free_checkpoints(worth_keeping(self.records, self._by(), self.keep))
+        """Remove the checkpoints of ended trials that are not among the best, once it is known which are."""
+        if best := worth_keeping(self.records, self._by(), self.keep):
+            self.records.free_checkpoints(best)
 
     def _by(self) -> list[str]:
         return chosen_by(self.choose, self.objective, self.records)

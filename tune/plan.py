@@ -212,6 +212,11 @@ def _require_scores(plan: Plan, phases: Sequence[Phase]) -> None:
     uri = recipe.evaluation.uri or recipe.target.uri
     judged = open_dataset(uri) if uri else None
     for option, names in (("--objective", (plan.objective,)), ("--choose", plan.choose)):
+        if lacking := [name for name in names if name in SCORES and name not in recipe.evaluation.scores]:
+            raise UserError(  # a word for one phase is over ours for all
+                f"{option} {lacking[0]}: the last phase that trains computes {', '.join(recipe.evaluation.scores)} by "
+                f"an evaluation.scores of its own. Add {lacking[0]} there."
+            )
         if TARGET_MIOU in names and not (recipe.evaluation.uri and judged and judged.num_labelled):
             raise UserError(f"{option} target_miou looks at target labels: set evaluation.uri to labelled samples.")
         if OF_CLIPS in names and not (judged and judged.moving):

@@ -20,7 +20,7 @@ from tune.plan import Plan, agree, drawn, grace_of, last_recipe, settle
 from tune.records import ENDED, Record, Records
 from tune.report import write_report
 from tune.resources import Resources, share_of_cluster, threads_of
-from tune.results import chosen_by, how_chosen, ranking, write_results
+from tune.results import chosen_by, how_chosen, label_of, ranking, write_results
 from tune.run import Task, total_steps
 from tune.space import Configuration
 
@@ -182,7 +182,7 @@ def finish(plan: Plan, records: Records, seed: int) -> dict[str, str]:
     """Choose, and write the results; ``seed`` is the recipe's, from which repeats count on.
 
     Raises:
-        RunFailed: no trial came to an end.
+        RunFailed: no trial came to an end, or none with the scores that decide.
     """
     by = chosen_by(plan.choose, plan.objective, records)
     ranked = ranking(records, by, plan.seeds)
@@ -192,7 +192,18 @@ def finish(plan: Plan, records: Records, seed: int) -> dict[str, str]:
     written = write_results(records, ranked, best, by, plan.objective)
     written["sweep.html"] = write_report(records, ranked, plan.space, plan.objective, by)
     if not ranked:
-        failures = [record.reason for record in records if record.status == "failed"]
-        raise RunFailed(f"no trial came to an end; the first failed with: {failures[0] if failures else 'nothing ran'}")
+        raise RunFailed(_why_none(records, by))
     print(f"chosen {how_chosen(by, plan.objective)}: configuration {ranked[0].number}", file=sys.stderr, flush=True)
     return written
+
+
+def _why_none(records: Records, by: Sequence[str]) -> str:
+    """Why no configuration can be chosen, in one sentence."""
+    if ended := records.ended():
+        names = ", ".join(label_of(name) for name in dict.fromkeys(n for record in ended for n in record.scores))
+        return (
+            f"{len(ended)} trials came to an end, but none has {' and '.join(by)}, by which the best was to be chosen; "
+            f"their checkpoints are kept. They have: {names or 'no score'}. Begin another sweep with one of these."
+        )
+    failures = [record.reason for record in records if record.status == "failed"]
+    return f"no trial came to an end; the first failed with: {failures[0] if failures else 'nothing ran'}"
