@@ -202,6 +202,11 @@ def test_a_cause_is_the_exception_and_not_the_advice_below_it(tmp_path: Path) ->
     assert _cause(trial) == "its process failed again and again: RuntimeError: no room:"
     (tmp_path / "error.txt").write_text(failed + died)
     assert _cause(trial) == "its process was lost again and again, often for lack of memory"
+    (tmp_path / "error.txt").write_text(
+        "Failure # 3 (occurred at two)\nThe actor died because of an error raised in its creation task, "
+        "ray::TrialActor.__init__()\n  File b.py\nModuleNotFoundError: No module named 'cv3'\n"
+    )
+    assert _cause(trial) == "its process failed again and again: ModuleNotFoundError: No module named 'cv3'"
 
 
 # What is kept --------------------------------------------------------------------------------------------------------

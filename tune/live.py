@@ -159,9 +159,10 @@ def _cause(trial: Any) -> str:
     path = trial.error_file
     text = Path(path).read_text(errors="replace") if path and Path(path).exists() else ""
     lines = text.rpartition("Failure # ")[2].strip().splitlines()
-    if not lines or any("ActorDiedError" in line or "died" in line for line in lines):
+    named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Failed)\b", line)]
+    raised = [line for line in named if "ActorDiedError" not in line]
+    if not raised and (not lines or any("died" in line for line in lines)):  # Ray also says so of one that never began
         return "its process was lost again and again, often for lack of memory"
-    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Failed)\b", line)]
     return f"its process failed again and again: {(raised or lines)[-1].strip()}"
 
 
