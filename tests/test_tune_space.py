@@ -68,6 +68,12 @@ def test_a_chosen_method_replaces_the_files_with_its_fields(tmp_path: Path) -> N
         space.check(str(RECIPES / "self_training.yaml"), ["method.confidence=0.5"])
 
 
+@pytest.mark.parametrize("text", ["/data/run #2", "weights: new", "yes", "1e-3", "", "[1", "~", "'x'", "é😀"])
+def test_text_reaches_the_recipe_as_it_is(text: str) -> None:
+    recipe = load_phases(None, words_of({"model.weights": text}))[0].recipe
+    assert recipe.model.weights == text  # type: ignore[union-attr]
+
+
 def test_a_grid_holds_every_combination_once(tmp_path: Path) -> None:
     space = load_space(write(tmp_path, CONDITIONAL))
     grid = space.grid(3)

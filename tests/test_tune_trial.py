@@ -13,6 +13,7 @@ from sweeps import WORDS, plan_for
 
 from distuda import storage
 from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
+from distuda.recipe import load_recipe
 from tune import sweep as sweeping
 from tune.live import Observer, _cause
 from tune.plan import settle
@@ -169,6 +170,16 @@ def test_a_trial_runs_where_the_user_is_or_anywhere(
     assert began == [str(tmp_path), None]
     trial = actor(tmp_path, domains, Rows(2), cwd=str(tmp_path / "nowhere"))  # of the driver's machine alone
     assert trial.step()["step"] == 2
+
+
+def test_a_folder_may_have_any_name(domains: list[str], tmp_path: Path) -> None:
+    plan, phases = settle(plan_for(tmp_path / "run #2: new", domains))
+    assert plan.out == str(tmp_path / "run #2: new" / "sweep")
+    assert phases[0].recipe.out == f"{plan.out}/trials/base"
+    task, folder = Task(None, plan.words, str(tmp_path)), f"{plan.out}/trials/0000"
+    assert task.phases([], folder)[0].recipe.out == folder
+    given = ProcessRun(task, [], folder, "local")._command
+    assert load_recipe(None, given[given.index("train") + 1 :]).out == folder
 
 
 # What Tune is told and tells -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from distuda.plan import to_yaml as phases_to_yaml
 from distuda.recipe import Recipe
 from tune.results import AGGREGATE, OF_CLIPS
 from tune.run import total_steps
-from tune.space import Configuration, Space
+from tune.space import Configuration, Space, words_of
 from tune.trial import TARGET_MIOU
 
 Search = Literal["random", "grid", "tpe", "pbt"]
@@ -78,9 +78,10 @@ def settle(plan: Plan) -> tuple[Plan, list[Phase]]:
     for word in plan.words:
         if word.split("=")[0] in ("out", "resume"):
             raise UserError(f"{word!r}: a sweep names its trials' folders itself. Use --out and --resume.")
-    base = load_phases(plan.recipe, [*plan.words, f"out={plan.out}/trials/base"])
+    out = words_of({"out": storage.join(plan.out, "trials", "base")})
+    base = load_phases(plan.recipe, [*plan.words, *out])
     plan = replace(plan, words=(*plan.words, *_words_for_all(plan, base)))
-    words = [*plan.words, f"out={plan.out}/trials/base"]
+    words = [*plan.words, *out]
     phases = plan.space.check(plan.recipe, words)
     plan.space.check_drawn(drawn(plan), plan.recipe, words)
     _require_fit(plan, phases)

@@ -28,6 +28,7 @@ from distuda.errors import RunFailed, UserError
 from distuda.phases import train_phases
 from distuda.plan import Phase, load_phases
 from distuda.recipe import Recipe
+from tune.space import words_of
 
 Row = dict[str, Any]
 
@@ -50,7 +51,11 @@ class Task:
 
     def phases(self, words: Sequence[str], folder: str) -> list[Phase]:
         """A trial's checked phases."""
-        return load_phases(self.recipe, [*self.words, *words, f"out={folder}", "resume=true"])
+        return load_phases(self.recipe, self.all_words(words, folder))
+
+    def all_words(self, words: Sequence[str], folder: str) -> list[str]:
+        """Everything that a trial overrides of the recipe."""
+        return [*self.words, *words, *words_of({"out": folder, "resume": True})]
 
 
 class TrialRun(Protocol):
@@ -182,7 +187,7 @@ class ProcessRun:
     PAUSE_S = 0.5
 
     def __init__(self, task: Task, words: Sequence[str], folder: str, address: str) -> None:
-        given = [*([task.recipe] if task.recipe else []), *task.words, *words, f"out={folder}", "resume=true"]
+        given = [*([task.recipe] if task.recipe else []), *task.all_words(words, folder)]
         self._command = [sys.executable, "-m", "tune.child", "train", *given]
         self._phases, self._folder, self._cwd = task.phases(words, folder), folder, task.cwd
         self._environment = {**os.environ, "RAY_ADDRESS": address}

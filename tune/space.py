@@ -22,6 +22,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
 from distuda.errors import UserError
 from distuda.plan import Phase, load_phases
 
@@ -284,7 +287,7 @@ class Space:
 
 
 def words_of(configuration: Mapping[str, Any]) -> list[str]:
-    """A configuration as overrides; a chosen method takes the place of the file's with all its fields."""
+    """A configuration, or other fields, as overrides; a chosen method replaces the file's with all its fields."""
     named = ((path.removesuffix(".name") if _is_kind(path) else path, value) for path, value in configuration.items())
     return [f"{path}={_text(value)}" for path, value in named]
 
@@ -294,4 +297,13 @@ def _is_kind(path: str) -> bool:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """A value as a word's right side; text that YAML would read as anything else, as ``a #2`` or ``yes``, in quotes."""
+    return value if isinstance(value, str) and _reads_as_itself(value) else json.dumps(value, ensure_ascii=False)
+
+
+def _reads_as_itself(text: str) -> bool:
+    try:
+        read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"text={text}"]))
+    except YAMLError:
+        return False
+    return bool(read["text"] == text)
