@@ -12,7 +12,7 @@ from sweeps import plan_for
 from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
 from distuda.errors import UserError
 from distuda.recipe import Recipe, load_recipe
-from tune import resources
+from tune import resources, trial
 from tune.plan import agree, settle
 from tune.records import DONATED, Record, Records
 from tune.resources import share_of_cluster, threads_of
@@ -71,6 +71,21 @@ def test_a_donor_keeps_what_its_own_pruning_takes(tmp_path: Path) -> None:
     assert adopt({"folder": str(donor), "step": 20}, phases)
     assert [f.name for f in (thief / "checkpoints").iterdir()] == ["step-00000020"]
     assert (thief / "checkpoints" / "step-00000020" / WEIGHTS).read_text() == f"{WEIGHTS} 20"
+
+
+def test_a_member_that_is_killed_as_it_copies_keeps_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    donor, thief = tmp_path / "donor", tmp_path / "thief"
+    checkpoint(donor, 10)
+    donate(str(donor), 10)
+    checkpoint(thief, 20)
+
+    def kill(*_: Any) -> bool:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(trial, "_copy", kill)
+    with pytest.raises(RuntimeError):
+        adopt({"folder": str(donor), "step": 10}, Task(None, (), str(tmp_path)).phases([], str(thief)))
+    assert (thief / "checkpoints" / "step-00000020" / META).exists()
 
 
 def test_members_of_a_population_that_have_ended_are_left_alone(domains: list[str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from tune.records import DONATED, Records
 from tune.run import ProcessRun, Row, Task
 from tune.search import scheduler_for
 from tune.sweep import _Run
-from tune.trial import TrialActor
+from tune.trial import TrialActor, donate
 
 
 def evaluated(folder: Path, *steps: int) -> None:
@@ -56,7 +57,7 @@ class Rows:
 def actor(out: Path, words: list[str], left: Rows, cwd: str = "", **told: Any) -> TrialActor:
     """The actor of trial 0000 of six steps in ``out``, as Tune would have set it up; ``left`` is its training."""
     made = TrialActor.__new__(TrialActor)
-    made.config = {"trial": {"words": [], "ended": False, "replay": True, **told}}
+    made.config = {"trial": {"words": [], "ended": False, "replay": True, "donor": None, **told}}
     made._trial_info = type("Info", (), {"trial_name": "0000"})()
     task = Task(None, (*WORDS, *words, "checkpoint.every_steps=2"), cwd or os.getcwd())
     made.setup(made.config, task, str(out), "entropy")
@@ -113,6 +114,33 @@ def test_a_member_whose_donor_gave_up_the_checkpoint_says_so(
     records.add(0, {}, 1)
     Observer(records, "entropy", (), 1, 1).on_trial_result(1, [], "0000", first)
     assert "trial 0000  goes on from its own weights: the other trial's checkpoint was gone" in capsys.readouterr().err
+
+
+def test_a_member_goes_on_from_what_it_was_given_before_a_kill(domains: list[str], tmp_path: Path) -> None:
+    plan, phases = settle(plan_for(tmp_path, domains, search="pbt", num=2, concurrent=0, grace=2))
+    records = Records(plan.out)
+    [record], _ = records.add(0, {"optimizer.lr": 0.1}, 1), records.add(1, {"optimizer.lr": 0.2}, 1)
+    checkpoint(Path(records.folder("0000")), 2)
+    checkpoint(Path(records.folder("0001")), 2, 4)
+    donate(records.folder("0001"), 4)
+    observer = Observer(records, "entropy", (), 1, 2)
+    copied = type("Result", (), {"metrics": {"id": "0001", "step": 4}})
+    trial = type("Trial", (), {"__str__": lambda self: "0000", "latest_checkpoint_result": copied})()
+    trial.config = {"trial": {"configuration": {"optimizer.lr": 0.16}}}
+    observer.on_trial_start(1, [], trial)  # and killed before its process has begun
+    told = _Run(plan, phases, Records(plan.out))._config(Records(plan.out).by_id["0000"])["trial"]
+    for own, folders in ((None, ["step-00000004"]), (records.folder("0000"), ["step-00000002"])):
+        shutil.rmtree(tmp_path / "sweep" / "trials" / "0000" / "checkpoints")
+        checkpoint(Path(records.folder("0000")), 2)
+        member = actor(Path(plan.out), domains, Rows(6), donor=told["donor"], replay=told["replay"])
+        member.load_checkpoint(own and {"folder": own, "step": 2})  # Tune has one of its own once it has gone on
+        result = member.step()
+        assert result["step"] == 6 and result["id"] == "0000"
+        assert os.listdir(tmp_path / "sweep" / "trials" / "0000" / "checkpoints") == folders
+    observer.on_trial_result(2, [], trial, {"step": 4, "seconds": 1, "failed": "lost"})
+    assert record.donor == ("0001", 4)
+    observer.on_trial_result(2, [], trial, result)
+    assert record.donor is None
 
 
 # A process of its own ------------------------------------------------------------------------------------------------
@@ -262,3 +290,16 @@ def test_what_was_left_is_freed_once_nobody_writes(
     monkeypatch.setattr(_Run, "_tuner", lambda *_: Tuner())
     run._sit(listed, 2, "none")
     assert [path.parent.name for path in Path(plan.out).glob("trials/*/checkpoints")] == ["0001"]
+
+
+def test_a_population_that_has_ended_leaves_no_copies_behind(domains: list[str], tmp_path: Path) -> None:
+    plan, phases = settle(plan_for(tmp_path, domains, search="pbt", num=2, concurrent=0, grace=2))
+    run = _Run(plan, phases, Records(plan.out))
+    for record in run._listed() or []:
+        record.status = "finished"
+        run.records.save(record)
+        checkpoint(Path(run.records.folder(record.id)), 6)
+        donate(run.records.folder(record.id), 6)
+    (Path(plan.out) / "population").mkdir()
+    run.search()  # it was killed after the last of them
+    assert not (Path(plan.out) / "population").exists() and not list(Path(plan.out).glob(f"trials/*/{DONATED}"))

@@ -62,6 +62,8 @@ class Observer(tune.Callback):
         if given != record.configuration:
             record.history.append((record.step, record.configuration))
             record.configuration = given
+            copied = trial.latest_checkpoint_result.metrics
+            record.donor = (copied["id"], int(copied["step"]))
             self._say(record, f"goes on from another trial with {' '.join(words_of(given))}")
         elif record.status == "waiting":
             self._say(record, f"starts with {' '.join(words_of(given))}")
@@ -85,7 +87,9 @@ class Observer(tune.Callback):
         if reason := result.get("failed"):
             record.status, record.reason = "failed", reason
             self._say(record, f"failed: {reason}")
-        elif record.step:
+        else:
+            record.donor = None
+        if record.step and not reason:
             self._say(record, f"step {record.step}  {label_of(self.objective)} {result['objective']:.4f}")
         self.records.save(record)
 

@@ -38,6 +38,7 @@ class Record:
         seconds: spent on it, waiting for others not counted [s].
         scores: of the last evaluation.
         history: with population-based training, the configurations before: the step they ended at and what they were.
+        donor: with population-based training, the trial and step of the checkpoint that it is yet to go on from.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Record:
     seconds: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
     history: list[tuple[int, Configuration]] = field(default_factory=list)
+    donor: tuple[str, int] | None = None
 
     def words(self, seed: int) -> list[str]:
         """Overrides of this trial: its configuration and its seed."""

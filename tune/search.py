@@ -147,7 +147,8 @@ def population(space: Space, *, every: int, seed: int) -> PopulationBasedTrainin
     def explore(config: dict[str, Any]) -> dict[str, Any]:
         trial = config["trial"]
         configuration = space.perturb(trial["configuration"], rng)
-        return {"trial": {**trial, "configuration": configuration, "words": words_of(configuration)}}
+        # its donor is the checkpoint that Tune hands over, not the one its copied configuration once began with
+        return {"trial": {**trial, "configuration": configuration, "words": words_of(configuration), "donor": None}}
 
     return PopulationBasedTraining(
         time_attr="step", metric="objective", mode="max", perturbation_interval=every, custom_explore_fn=explore,

@@ -25,7 +25,7 @@ from tune.run import Task, total_steps
 from tune.space import Configuration
 
 POPULATION = "population"
-"""Folder in that of a sweep by population-based training, while it runs: Tune's notes."""
+"""Folder in that of a sweep by population-based training, until it has ended: Tune's notes."""
 
 LOST = 3
 """Times a trial's process may be lost before the trial counts as failed."""
@@ -68,6 +68,9 @@ class _Run:
             survivors = [record for record in self.records if record.status == "finished" and not record.repeat]
             again = [r for one in survivors for r in self.records.add(one.number, one.configuration, plan.seeds)[1:]]
             self._sit(again, len(again), "none")
+        if plan.search == "pbt":  # not after an interruption: a trial may be about to go on from such a copy
+            storage.remove(storage.join(plan.out, POPULATION))
+            self.records.free_donations()
 
     def _sit(self, listed: list[Record] | None, num: int, scheduler: str) -> None:
         """Run these trials, or those that a search offers, to their ends."""
@@ -84,9 +87,6 @@ class _Run:
             with observer:
                 self._tuner(listed, concurrent, resources, scheduler, observer, scratch).fit()
             observer.free()  # nobody writes any more
-        if plan.search == "pbt":
-            storage.remove(storage.join(plan.out, POPULATION))
-            self.records.free_donations()
         mine = [r for r in self.records if r.repeat < self.first_seeds] if listed is None else listed
         if any(record.status in ("waiting", "running") for record in mine):
             print(f"interrupted; go on with --resume --out {plan.out}", file=sys.stderr, flush=True)
@@ -109,10 +109,12 @@ class _Run:
 
     def _config(self, record: Record) -> dict[str, Any]:
         """What a trial's actor is told."""
+        name, step = record.donor or ("", 0)
         return {"trial": {
             "id": record.id, "configuration": record.configuration,
             "words": record.words(self.recipe.seed), "ended": record.status in ENDED,
             "replay": self.plan.search != "pbt",
+            "donor": {"folder": self.records.folder(name), "step": step} if name else None,
         }}  # fmt: skip
 
     def _tuner(

@@ -51,9 +51,10 @@ class TrialActor(tune.Trainable):
     """Trains the trials it is given, one at a time.
 
     A trial's ``config["trial"]`` is what `sweep` says of it: ``id``, ``words``, ``configuration``, ``ended`` (its
-    recorded evaluations are all there will be) and ``replay``. Of each evaluation it reports ``step``, ``objective``
-    and every score as ``score_NAME``, and ``refused`` where it was to go on from another's checkpoint that was gone; a
-    trial that failed reports once more, with ``failed`` as its cause and NaN for its objective.
+    recorded evaluations are all there will be), ``replay`` and ``donor`` (the checkpoint of another that an earlier
+    sitting gave it, ``folder`` and ``step``, or None). Of each evaluation it reports its ``id``, ``step``,
+    ``objective`` and every score as ``score_NAME``, and ``refused`` where it was to go on from another's checkpoint
+    that was gone; a trial that failed reports once more, with ``failed`` as its cause and NaN for its objective.
     """
 
     run: TrialRun | None
@@ -84,8 +85,8 @@ class TrialActor(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Go on from this trial's own checkpoints, or from those of one that did better."""
-        if checkpoint and checkpoint["folder"] != self.folder:
-            self.donor = checkpoint
+        if checkpoint:
+            self.donor = checkpoint if checkpoint["folder"] != self.folder else None
 
     @property
     def trial_config(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class TrialActor(tune.Trainable):
         return storage.join(self.out, "trials", self.trial_name)
 
     def _forget(self) -> None:
-        self.run = self.donor = None
+        self.run, self.donor = None, self.trial_config["donor"]
         self.refused = False
         self.phases: list[Phase] = []
         self.replay: list[Row] = []
@@ -118,7 +119,7 @@ class TrialActor(tune.Trainable):
             result = {**self.last, "step": self.reported, "objective": math.nan, "done": True, "failed": reason(error)}
         self.last = result
         refused, self.refused = self.refused, False
-        return {**result, "refused": refused, "seconds": time.monotonic() - began_s}
+        return {**result, "id": self.trial_name, "refused": refused, "seconds": time.monotonic() - began_s}
 
     def _step(self) -> dict[str, Any]:
         if not self.phases:
@@ -192,9 +193,15 @@ def adopt(donor: dict[str, Any], phases: list[Phase]) -> bool:
     given = storage.join(donor["folder"], DONATED, name)
     if not storage.exists(storage.join(given, META)):
         return False
-    storage.remove(storage.join(recipe.out, "checkpoints"))
+    mine = storage.join(recipe.out, "checkpoints")
+    storage.remove(storage.join(mine, name))  # of the same step: a copy on top of it would look whole half-way
+    if not _copy(given, storage.join(mine, name)):
+        return False
+    for old in storage.list_folder(mine):  # not before there is the other: it must not begin anew if killed here
+        if old != name:
+            storage.remove(storage.join(mine, old))
     storage.remove(storage.join(recipe.out, "best.json"))
-    return _copy(given, storage.join(recipe.out, "checkpoints", name))
+    return True
 
 
 def _copy(checkpoint: str, to: str) -> bool:
