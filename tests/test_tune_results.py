@@ -13,7 +13,7 @@ from distuda.plan import load_phases
 from tune import resources
 from tune.charts import axis_of
 from tune.live import Observer
-from tune.plan import settle
+from tune.plan import drawn, settle
 from tune.records import Records
 from tune.report import render
 from tune.results import best_yaml, chosen_by, ranking, to_parquet, worth_keeping
@@ -76,6 +76,18 @@ def test_each_configuration_that_is_drawn_is_read(
     with pytest.raises(UserError, match=r"method.name=minent method.lambda_adv=0.1\d*: unknown field"):
         settle(plan)
     assert settle(replace(plan, search="tpe"))
+
+
+def test_random_search_draws_no_configuration_twice(
+    domains: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "augment.flip: {choice: [0, 0.5]}\nmethod.calibrate_images: {choice: [0, 2]}\n"
+    plan, _ = settle(plan_for(tmp_path, domains, text, num=16))
+    assert "4 configurations differ, and these are trained instead of 16" in capsys.readouterr().err
+    everything = drawn(plan)
+    assert len(everything) == len({str(one) for one in everything}) == 4
+    assert drawn(replace(plan, num=3)) == everything[:3]  # so that --num may be raised
+    assert len(drawn(replace(plan, search="pbt"))) == 16
 
 
 def test_scores_that_the_last_phase_does_not_compute_are_refused(domains: list[str], tmp_path: Path) -> None:

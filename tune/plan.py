@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from tune.trial import TARGET_MIOU
 
 Search = Literal["random", "grid", "tpe", "pbt"]
 Scheduler = Literal["none", "asha", "median"]
+
+MISSES = 1000
+"""Repeats in a row after which a space is taken to have no other configuration [draws]."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,22 @@ def settle(plan: Plan) -> tuple[Plan, list[Phase]]:
     plan = replace(plan, words=(*plan.words, *_words_for_all(plan, base)))
     words = [*plan.words, *out]
     phases = plan.space.check(plan.recipe, words)
-    plan.space.check_drawn(drawn(plan), plan.recipe, words)
+    plan.space.check_drawn(found := drawn(plan), plan.recipe, words)
     _require_fit(plan, phases)
+    if plan.search == "random" and len(found) < plan.num:
+        print(
+            f"{MISSES} draws in a row from {plan.space.name} brought nothing new: {len(found)} configurations differ, "
+            f"and these are trained instead of {plan.num}",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
     return plan, phases
 
 
 def drawn(plan: Plan) -> list[Configuration]:
     """All configurations of a search that knows them from the start; none of `tpe`, which meets them as it goes.
+
+    Those of random search differ, so that a small space has fewer than are asked for; members of a population, which
+    move apart, need not.
 
     Raises:
         UserError: a grid so large that it must be a mistake.
@@ -99,7 +112,18 @@ def drawn(plan: Plan) -> list[Configuration]:
     if plan.search == "grid":
         return plan.space.grid(plan.points)
     rng = random.Random(plan.seed)
-    return [plan.space.sample(rng) for _ in range(plan.num)]
+    if plan.search == "pbt":
+        return [plan.space.sample(rng) for _ in range(plan.num)]
+    return _different(plan, rng)
+
+
+def _different(plan: Plan, rng: random.Random) -> list[Configuration]:
+    found: dict[str, Configuration] = {}
+    misses = 0
+    while len(found) < plan.num and misses < MISSES:
+        one = plan.space.sample(rng)
+        misses = misses + 1 if found.setdefault(json.dumps(one), one) is not one else 0
+    return list(found.values())
 
 
 def _require_options(plan: Plan) -> None:
