@@ -30,6 +30,8 @@ from distuda.metrics.label_free import SCORES
 from tune.results import Found, by_mean_place
 
 ORACLE = "target_miou (oracle)"
+OBJECTIVE = "information_maximisation"
+"""What a sweep searches by unless told otherwise; ASHA and random search are compared by it."""
 SIZES = ["source.size=[240,320]", "target.size=[240,320]", "evaluation.size=[240,320]"]
 Trial = dict[str, Any]
 
@@ -137,7 +139,7 @@ def finished(sweep: dict[str, Any], min_lr: float) -> list[Trial]:
 def judge(trials: list[Trial], scores: tuple[str, ...]) -> tuple[float, float]:
     """Rank correlation of the mean place by these scores with target mIoU, and the regret in points."""
     found = [Found(number, [], trial) for number, trial in enumerate(trials)]
-    chosen = by_mean_place(found, scores)[0]  # as a sweep chooses
+    chosen = by_mean_place(found, scores, OBJECTIVE)[0]  # as a sweep chooses
     miou = np.array([trial[ORACLE] for trial in trials])
     rho = pd.Series([-one.rank for one in found]).rank().corr(pd.Series(miou).rank())
     return float(rho), float(100 * (miou.max() - miou[chosen.number]))
@@ -163,7 +165,7 @@ def against_random(name: str, everything: list[Trial], asha: list[Trial]) -> str
 
 def chosen_by_im(trials: list[Trial]) -> Trial:
     """The trial with the highest information maximisation."""
-    return max(trials, key=lambda trial: trial["information_maximisation"])
+    return max(trials, key=lambda trial: trial[OBJECTIVE])
 
 
 if __name__ == "__main__":

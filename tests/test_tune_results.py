@@ -45,6 +45,11 @@ MISTAKES = {
     "negative gpus": (SPACE, {"gpus": -1}, "--gpus -1 is no share"),
     "grid": (SPACE, {"search": "grid", "points": 10_001}, "with 10001 points a range has 10,001 configurations"),
     "steered": (SPACE, {"objective": "aggregate"}, "aggregate: .* cannot steer a search. Give it to --choose"),
+    "aggregated": (
+        SPACE,
+        {"choose": ("aggregate", "target_miou")},
+        "--choose aggregate,target_miou: aggregate is the mean place .* Give it alone",
+    ),
     "chosen": (SPACE, {"choose": ("aggregat",)}, "did you mean 'aggregate'.*temporal_consistency, target_miou, aggreg"),
     "checkpoints": (SPACE, {"search": "pbt", "words": ("checkpoint.every_steps=3",)}, "=3 does not divide evaluation"),
 }
@@ -115,12 +120,25 @@ def test_the_choice_is_by_mean_place_over_finished_trials(tmp_path: Path) -> Non
     records = made(
         tmp_path, [("finished", 0.9, 0.1), ("finished", 0.8, 0.8), ("finished", 0.1, 0.7), ("stopped", 1, 1)]
     )
-    assert [one.number for one in ranking(records, ["entropy"], 1)] == [0, 1, 2]
-    both = ranking(records, ["entropy", "source_miou"], 1)
+    assert [one.number for one in ranking(records, ["entropy"], "entropy", 1)] == [0, 1, 2]
+    both = ranking(records, ["entropy", "source_miou"], "entropy", 1)
     assert [(one.number, one.rank) for one in both] == [(1, 1.5), (0, 2.0), (2, 2.5)]
     assert [
-        one.number for one in ranking(made(tmp_path / "b", [("stopped", 0.1, 0), ("failed", 0, 0)]), ["entropy"], 1)
+        one.number
+        for one in ranking(made(tmp_path / "b", [("stopped", 0.1, 0), ("failed", 0, 0)]), ["entropy"], "entropy", 1)
     ] == [0]
+
+
+def test_equal_mean_places_are_decided_by_the_objective(tmp_path: Path) -> None:
+    records = made(tmp_path, [("finished", 0.9, 0.1), ("finished", 0.1, 0.9)])
+    for choose in (["entropy", "source_miou"], ["source_miou", "entropy"]):
+        for objective, best in (("entropy", 0), ("source_miou", 1)):
+            assert [one.rank for one in ranking(records, choose, objective, 1)] == [1.5, 1.5]
+            assert ranking(records, choose, objective, 1)[0].number == best
+            assert worth_keeping(records, choose, objective, 1) == [f"000{best}"]
+    for record in records:
+        record.scores["miou"] = record.number  # the oracle, by its own name
+    assert ranking(records, ["entropy", "source_miou"], "target_miou", 1)[0].number == 1
 
 
 def test_seeds_that_were_ended_early_do_not_hide_what_was_trained(tmp_path: Path) -> None:
@@ -132,13 +150,14 @@ def test_seeds_that_were_ended_early_do_not_hide_what_was_trained(tmp_path: Path
             record.status, record.step = status, 6 if status == "finished" else 2  # type: ignore[assignment]
             record.scores = {"entropy": {"finished": 0.5 + number / 10, "stopped": 0.9, "failed": 0.0}[status]}
             records.save(record)
-    found = ranking(records, ["entropy"], 3)
+    found = ranking(records, ["entropy"], "entropy", 3)
     assert [(one.number, len(one.records)) for one in found] == [(2, 1), (0, 2)]
     [record] = records.add(3, {}, 1)
     record.status, record.step, record.scores = "stopped", 4, {"entropy": 0.1}
     for old in records:
         old.status = "failed" if old.status == "finished" else old.status
-    assert [one.number for one in ranking(records, ["entropy"], 3)] == [3]  # at step 4, the others ended at 2
+    # at step 4, the others ended at 2
+    assert [one.number for one in ranking(records, ["entropy"], "entropy", 3)] == [3]
 
 
 def test_the_aggregate_takes_the_scores_that_all_candidates_have(tmp_path: Path) -> None:
@@ -152,12 +171,13 @@ def test_checkpoints_stay_with_what_is_chosen(tmp_path: Path) -> None:
     records = made(
         tmp_path, [("finished", 0.9, 0.1), ("finished", 0.8, 0.8), ("finished", 0.1, 0.9), ("stopped", 1, 1)]
     )
-    assert worth_keeping(records, ["entropy"], 2) == ["0000", "0001"]
-    assert worth_keeping(records, ["source_miou"], 2) == ["0002", "0001"]
-    assert worth_keeping(records, ["source_miou"], 4) == ["0002", "0001", "0000", "0003"]
+    assert worth_keeping(records, ["entropy"], "entropy", 2) == ["0000", "0001"]
+    assert worth_keeping(records, ["source_miou"], "entropy", 2) == ["0002", "0001"]
+    assert worth_keeping(records, ["source_miou"], "entropy", 4) == ["0002", "0001", "0000", "0003"]
     for record in records.add(2, {}, 3)[1:]:
         record.status, record.scores = "finished", {"entropy": 0.2, "source_miou": 0.9}
-    assert worth_keeping(records, ["source_miou"], 1) == ["0002", "0002-1", "0002-2"]  # one configuration, whole
+    # one configuration, whole
+    assert worth_keeping(records, ["source_miou"], "entropy", 1) == ["0002", "0002-1", "0002-2"]
 
 
 def test_trials_that_ended_without_the_score_are_kept_and_said(domains: list[str], tmp_path: Path) -> None:
@@ -198,7 +218,7 @@ method.name:
         record.configuration = {"method.name": name, "method.class_prior": value}
         records.save(record)
     space = load_space(str(tmp_path / "space.yaml"))
-    page = render(records, ranking(records, ["entropy"], 1), space, "entropy", ["entropy"])
+    page = render(records, ranking(records, ["entropy"], "entropy", 1), space, "entropy", ["entropy"])
     assert ">0</text>" in page and ">0.3</text>" in page
 
 
@@ -209,7 +229,11 @@ def test_null_is_an_option_that_the_page_shows(tmp_path: Path) -> None:
         record.configuration = {"source.rare_class_temperature": value}
         records.save(record)
     page = render(
-        records, ranking(records, ["entropy"], 1), load_space(str(tmp_path / "space.yaml")), "entropy", ["entropy"]
+        records,
+        ranking(records, ["entropy"], "entropy", 1),
+        load_space(str(tmp_path / "space.yaml")),
+        "entropy",
+        ["entropy"],
     )
     assert ">null</text>" in page and ">0.05</text>" in page
 
@@ -219,7 +243,7 @@ def test_the_oracle_is_called_so_everywhere(tmp_path: Path) -> None:
     [record] = records.add(0, {"optimizer.lr": 0.1}, 1)
     record.status, record.scores = "finished", {"miou": 0.5, "entropy": -0.1}
     records.save(record)
-    ranked = ranking(records, ["target_miou"], 1)
+    ranked = ranking(records, ["target_miou"], "entropy", 1)
     (tmp_path / "space.yaml").write_text(SPACE)
     page = render(records, ranked, load_space(str(tmp_path / "space.yaml")), "target_miou", ["target_miou"])
     assert "<b>Oracle.</b>" in page and "target_miou (oracle)" in page and "http" not in page.replace("http-equiv", "")

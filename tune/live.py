@@ -121,7 +121,7 @@ class Observer(tune.Callback):
 
     def free(self) -> None:
         """Remove the checkpoints of ended trials that are not among the best, once it is known which are."""
-        if best := worth_keeping(self.records, self._by(), self.keep):
+        if best := worth_keeping(self.records, self._by(), self.objective, self.keep):
             self.records.free_checkpoints(best)
 
     def _by(self) -> list[str]:

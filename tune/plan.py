@@ -162,6 +162,11 @@ def _require_known_scores(plan: Plan) -> None:
             f"--objective {AGGREGATE}: a mean place needs all trials, so it cannot steer a search. Give it to "
             f"--choose, and here one of: {', '.join(known)}."
         )
+    if AGGREGATE in plan.choose and len(plan.choose) > 1:
+        raise UserError(
+            f"--choose {','.join(plan.choose)}: {AGGREGATE} is the mean place over all label-free scores and takes no "
+            "other beside it. Give it alone, or the scores by their names."
+        )
     for names, allowed in (((plan.objective,), known), (plan.choose, [*known, AGGREGATE])):
         for name in names:
             if name not in allowed:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,8 +63,10 @@ class Found:
         return self.scores[key_of(name)]
 
 
-def ranking(records: Records, choose: Sequence[str], seeds: int) -> list[Found]:
+def ranking(records: Records, choose: Sequence[str], objective: str, seeds: int) -> list[Found]:
     """Configurations by their mean place over the chosen scores, the best first; all scores are higher-is-better.
+
+    Equal mean places, which two scores often give, are decided by the objective.
 
     Those whose every seed was trained to its end; where there are none, by the seeds that were; where none was, the
     trials that the scheduler ended last: scores of different steps do not compare.
@@ -74,7 +77,7 @@ def ranking(records: Records, choose: Sequence[str], seeds: int) -> list[Found]:
     for groups in (whole, finished, _stopped_last(records)):
         found = [one for one in map(_mean, groups) if all(name in one.scores for name in names)]
         if found:
-            return by_mean_place(found, names)
+            return by_mean_place(found, names, key_of(objective))
     return []
 
 
@@ -88,13 +91,14 @@ def chosen_by(choose: Sequence[str], objective: str, records: Records) -> list[s
     return common if candidates and common else [objective]
 
 
-def worth_keeping(records: Records, choose: Sequence[str], keep: int) -> list[str]:
+def worth_keeping(records: Records, choose: Sequence[str], objective: str, keep: int) -> list[str]:
     """Trials whose checkpoints stay: all seeds of the configuration that leads now, then the next best trials."""
     names = [key_of(name) for name in choose]
     best: list[list[Record]] = []
     for status in ("finished", "stopped"):  # what can be chosen comes first
         found = map(_mean, _by_number([record for record in records if record.status == status]))
-        ranked = by_mean_place([one for one in found if all(name in one.scores for name in names)], names)
+        with_all = [one for one in found if all(name in one.scores for name in names)]
+        ranked = by_mean_place(with_all, names, key_of(objective))
         best += [one.records for one in ranked]
     trials = [record.id for group in best for record in group]
     return trials[: max(keep, len(best[0]))] if best else []
@@ -121,12 +125,15 @@ def _mean(group: list[Record]) -> Found:
     return Found(group[0].number, group, means)
 
 
-def by_mean_place(found: Sequence[Found], names: Sequence[str]) -> list[Found]:
-    """Give each its mean place over the scores of these names, equal values sharing the better one; the best first."""
+def by_mean_place(found: Sequence[Found], names: Sequence[str], decider: str) -> list[Found]:
+    """Give each its mean place over the scores of these names, equal values sharing the better one; the best first.
+
+    Between equal mean places the score ``decider`` decides.
+    """
     for one in found:
         places = [1 + sum(other.scores[name] > one.scores[name] for other in found) for name in names]
         one.rank = statistics.fmean(places)
-    return sorted(found, key=lambda one: (one.rank, -one.scores[names[0]], one.number))
+    return sorted(found, key=lambda one: (one.rank, -one.scores.get(decider, -math.inf), one.number))
 
 
 def best_yaml(phases: Sequence[Phase], best: Found, by: Sequence[str], objective: str, sweep: str) -> str:

@@ -187,7 +187,7 @@ def finish(plan: Plan, records: Records, seed: int) -> dict[str, str]:
         RunFailed: no trial came to an end, or none with the scores that decide.
     """
     by = chosen_by(plan.choose, plan.objective, records)
-    ranked = ranking(records, by, plan.seeds)
+    ranked = ranking(records, by, plan.objective, plan.seeds)
     best = None
     if ranked:
         best = load_phases(plan.recipe, [*plan.words, *ranked[0].records[0].words(seed)])
