@@ -16,7 +16,7 @@ from tune.live import Observer
 from tune.plan import drawn, settle
 from tune.records import Records
 from tune.report import render
-from tune.results import best_yaml, chosen_by, ranking, to_parquet, worth_keeping
+from tune.results import best_yaml, chosen_by, label_of, ranking, to_parquet, worth_keeping
 from tune.space import Range, Space
 from tune.space_file import load_space
 from tune.sweep import finish, sweep
@@ -236,6 +236,12 @@ def test_null_is_an_option_that_the_page_shows(tmp_path: Path) -> None:
         ["entropy"],
     )
     assert ">null</text>" in page and ">0.05</text>" in page
+
+
+@pytest.mark.parametrize("name", ["miou", "accuracy", "vpq", "vpq_5", "miou_cityscapes13", "miou_synthia_seq11"])
+def test_every_score_by_target_labels_is_called_oracle(name: str) -> None:
+    assert label_of(name).endswith("(oracle)")
+    assert label_of("source_miou") == "source_miou"
 
 
 def test_the_oracle_is_called_so_everywhere(tmp_path: Path) -> None:

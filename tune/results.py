@@ -33,7 +33,7 @@ ORACLES = ("miou", "accuracy", "vpq")
 
 def is_oracle(name: str) -> bool:
     """Whether a score looks at target labels."""
-    return name == TARGET_MIOU or name in ORACLES or name.startswith("vpq_")
+    return name == TARGET_MIOU or name in ORACLES or name.startswith(("vpq_", "miou_"))
 
 
 def label_of(name: str) -> str:
