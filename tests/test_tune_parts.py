@@ -108,8 +108,21 @@ def test_a_recipe_that_is_edited_under_way_changes_no_trial(domains: list[str], 
     [phase] = Task(plan.recipe, plan.words, str(tmp_path)).phases([], str(tmp_path / "trial"))
     assert isinstance(phase.recipe, Recipe) and phase.recipe.optimizer.weight_decay == 0.01
     edited, phases = settle(replace(plan_for(tmp_path, domains, resume=True), recipe=str(recipe)))
-    with pytest.raises(UserError, match="begun with another recipe"):
+    with pytest.raises(UserError, match=r"begun otherwise: recipe.optimizer.weight_decay: 0.01 -> 0.5. Restore"):
         agree(edited, phases)
+
+
+def test_a_sweep_that_was_moved_goes_on(domains: list[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "phases.yaml"
+    recipe.write_text("phases:\n- {name: first, steps: 2}\n- {name: second, steps: 4, init_from: first}\n")
+    plan = replace(plan_for(tmp_path, domains), recipe=str(recipe))
+    plan = replace(plan, words=tuple(word for word in plan.words if not word.startswith("steps")))
+    agree(*settle(plan))
+    (tmp_path / "sweep").rename(tmp_path / "moved")
+    resumed = replace(plan, out=f"{tmp_path}/moved/", resume=True)
+    agree(*settle(resumed))
+    with pytest.raises(UserError, match=r"otherwise: seed: 0 -> 1; recipe.phases.second.batch_size: 2 -> 1. Restore"):
+        agree(*settle(replace(resumed, seed=1, words=(*resumed.words, "phases.second.batch_size=1"))))
 
 
 # Shares of a cluster -------------------------------------------------------------------------------------------------

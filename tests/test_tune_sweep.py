@@ -134,5 +134,5 @@ def test_a_folder_holds_one_sweep(domains: list[str], tmp_path: Path, local_ray:
     sweep(plan)
     with pytest.raises(UserError, match="holds a sweep already"):
         sweep(plan)
-    with pytest.raises(UserError, match="begun with another recipe"):
+    with pytest.raises(UserError, match=r"begun otherwise: recipe.batch_size: 2 -> 1"):
         sweep(replace(plan, words=(*plan.words, "batch_size=1"), resume=True))

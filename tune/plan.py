@@ -4,10 +4,12 @@ import json
 import math
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from omegaconf import OmegaConf
 
 from distuda import storage
 from distuda.cluster.train import require_lasting
@@ -17,6 +19,7 @@ from distuda.phases import check
 from distuda.plan import Phase, load_phases
 from distuda.plan import to_yaml as phases_to_yaml
 from distuda.recipe import Recipe
+from distuda.resume import differences
 from tune.results import AGGREGATE, OF_CLIPS
 from tune.run import total_steps
 from tune.space import Configuration, Space, words_of
@@ -274,12 +277,22 @@ def agree(plan: Plan, phases: Sequence[Phase]) -> Plan:
         if not plan.resume:
             raise UserError(f"{plan.out!r} holds a sweep already. Go on with it by --resume, or choose another --out.")
         before = json.loads(storage.read_bytes(path))
-        if odd := [name for name, value in said.items() if before.get(name) != value]:
-            raise UserError(f"the sweep in {plan.out!r} was begun with another {', '.join(odd)}. Restore it, or choose "
-                            "another --out.")  # fmt: skip
+        if odd := differences(_comparable(before), _comparable(said)):
+            raise UserError(
+                f"the sweep in {plan.out!r} was begun otherwise: {'; '.join(odd)}. Restore these values (its recipe "
+                f"lies in it as recipe.yaml), or choose another --out."
+            )
     storage.write_bytes(path, json.dumps(said, indent=1).encode())
     if plan.recipe is None:
         return plan
     copy = storage.join(plan.out, "recipe.yaml")
     storage.write_bytes(copy, storage.read_bytes(plan.recipe))
     return replace(plan, recipe=copy)
+
+
+def _comparable(said: Mapping[str, Any]) -> dict[str, Any]:
+    """``sweep.json`` with the recipe's phases by name and without its folder: a sweep may be moved."""
+    values: Any = OmegaConf.to_container(OmegaConf.create(said["recipe"]))
+    stages = values["phases"]
+    recipe = {f"{stage['name']}_{stage.get('round', '')}".strip("_"): stage for stage in stages}
+    return {**said, "recipe": recipe.get("", {"phases": recipe, "stop_ratio": values["stop_ratio"]})}
