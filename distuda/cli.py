@@ -173,7 +173,7 @@ def sweep(
         Literal["random", "grid", "tpe", "pbt"], typer.Option(help="how configurations are chosen")
     ] = "random",
     num: Annotated[int, typer.Option(help="configurations; with pbt the population; not for grid")] = 16,
-    points: Annotated[int, typer.Option(help="of a grid: numbers a range")] = 3,
+    points: Annotated[int | None, typer.Option(help="of a grid: numbers a range; default: 3")] = None,
     scheduler: Annotated[Literal["none", "asha", "median"], typer.Option(help="what ends bad trials early")] = "none",
     objective: Annotated[
         str, typer.Option(help="label-free score that is searched by; target_miou looks at labels: the oracle")
@@ -190,8 +190,9 @@ def sweep(
     cpus: Annotated[float | None, typer.Option(help="logical CPUs of a trial; default: a fair share")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs of a trial, parts too; default: one if there is any")] = None,
     grace: Annotated[
-        int, typer.Option(help="steps before a trial may end early, and between decisions of pbt; 0 = a ninth [steps]")
-    ] = 0,
+        int | None,
+        typer.Option(help="steps before a trial may end early, and between decisions of pbt; default: a ninth [steps]"),
+    ] = None,
     keep: Annotated[int, typer.Option(help="ended trials, the best, whose checkpoints stay")] = 3,
     seed: Annotated[int, typer.Option(help="of the search")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the sweep in --out")] = False,

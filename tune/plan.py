@@ -28,6 +28,9 @@ from tune.trial import TARGET_MIOU
 Search = Literal["random", "grid", "tpe", "pbt"]
 Scheduler = Literal["none", "asha", "median"]
 
+POINTS = 3
+"""Numbers a range of a grid, unless the user says how many."""
+
 MISSES = 1000
 """Repeats in a row after which a space is taken to have no other configuration [draws]."""
 
@@ -43,14 +46,14 @@ class Plan:
         out: the sweep's folder, any URI that all nodes reach.
         search: how configurations are chosen.
         num: how many configurations, with ``pbt`` the population; a grid has as many as it has.
-        points: of a grid, numbers a range.
+        points: of a grid, numbers a range; None = `POINTS`.
         scheduler: what ends trials early.
         objective: score that is searched by.
         choose: scores whose mean place decides in the end; empty = the objective.
         seeds: trials a configuration; with a scheduler only of those that the first seed brought to their end.
         concurrent: trials at once; 0 = as many as fit.
         cpus, gpus: logical CPUs and GPUs of a trial that runs in one process; None = by the machine.
-        grace: steps before the scheduler may end a trial, and between decisions of ``pbt``; 0 = a ninth of the steps.
+        grace: steps before the scheduler may end a trial, and between decisions of ``pbt``; None = a ninth of them.
         keep: ended trials whose checkpoints stay.
         seed: of the search.
         resume: go on with the sweep in ``out``.
@@ -62,7 +65,7 @@ class Plan:
     out: str
     search: Search = "random"
     num: int = 16
-    points: int = 3
+    points: int | None = None
     scheduler: Scheduler = "none"
     objective: str = "information_maximisation"
     choose: tuple[str, ...] = ()
@@ -70,7 +73,7 @@ class Plan:
     concurrent: int = 0
     cpus: float | None = None
     gpus: float | None = None
-    grace: int = 0
+    grace: int | None = None
     keep: int = 3
     seed: int = 0
     resume: bool = False
@@ -113,7 +116,7 @@ def drawn(plan: Plan) -> list[Configuration]:
     if plan.search == "tpe":
         return []
     if plan.search == "grid":
-        return plan.space.grid(plan.points)
+        return plan.space.grid(plan.points or POINTS)
     rng = random.Random(plan.seed)
     if plan.search == "pbt":
         return [plan.space.sample(rng) for _ in range(plan.num)]
@@ -136,6 +139,7 @@ def _require_options(plan: Plan) -> None:
                 f"--{name} {given!r} is unknown{nearest(given, get_args(kind))}: {', '.join(get_args(kind))}."
             )
     _require_known_scores(plan)
+    _refuse_idle(plan)
     if plan.search == "pbt" and (plan.scheduler != "none" or plan.seeds > 1):
         raise UserError(
             "--search pbt is a scheduler itself, whose trials learn from each other: no --scheduler, no --seeds."
@@ -146,16 +150,27 @@ def _require_options(plan: Plan) -> None:
         raise UserError(
             "--search pbt runs as many trials at once as --cpus leaves room for: give --cpus or --concurrent, not both."
         )
-    for name in ("num", "points", "seeds", "keep"):
-        if getattr(plan, name) < 1:
-            raise UserError(f"--{name} {getattr(plan, name)} is too few. Give at least 1.")
-    for name in ("concurrent", "grace"):
-        if getattr(plan, name) < 0:
-            raise UserError(f"--{name} {getattr(plan, name)} is below 0. Give a number, or 0 to have it chosen.")
+    for name in ("num", "points", "seeds", "grace", "keep"):
+        given = getattr(plan, name)
+        if given is not None and given < 1:
+            raise UserError(f"--{name} {given} is too few. Give at least 1.")
+    if plan.concurrent < 0:
+        raise UserError(f"--concurrent {plan.concurrent} is below 0. Give a number, or 0 to have it chosen.")
     if plan.cpus is not None and not 0 < plan.cpus < math.inf:
         raise UserError(f"--cpus {plan.cpus:g} is no share of a machine. Give more than 0, or leave it out.")
     if plan.gpus is not None and not 0 <= plan.gpus < math.inf:
         raise UserError(f"--gpus {plan.gpus:g} is no share of a machine. Give 0 or more, or leave it out.")
+
+
+def _refuse_idle(plan: Plan) -> None:
+    """Options that would do nothing in this search."""
+    if plan.points is not None and plan.search != "grid":
+        raise UserError(f"--points {plan.points} is for --search grid, not for {plan.search}. Leave it out.")
+    if plan.grace is not None and plan.search != "pbt" and plan.scheduler == "none":
+        raise UserError(
+            f"--grace {plan.grace}: nothing ends trials early or copies them. Leave it out, or add --scheduler asha or "
+            "median, or --search pbt."
+        )
 
 
 def _require_known_scores(plan: Plan) -> None:
@@ -270,7 +285,7 @@ def agree(plan: Plan, phases: Sequence[Phase]) -> Plan:
     path = storage.join(plan.out, "sweep.json")
     fields = {name: str(kind) for name, kind in plan.space.fields.items()}
     said = {
-        "space": fields, "search": plan.search, "points": plan.points, "objective": plan.objective,
+        "space": fields, "search": plan.search, "points": plan.points or POINTS, "objective": plan.objective,
         "seeds": plan.seeds, "seed": plan.seed, "recipe": phases_to_yaml(phases),
     }  # fmt: skip
     if storage.exists(path):
