@@ -242,7 +242,7 @@ def test_bounds_and_what_collapse_does() -> None:
     assert sure_and_balanced["information_maximisation"] == pytest.approx(1)
     for seed in range(5):
         found = scores_of(5 * torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(seed)))
-        assert -1 <= found["entropy"] <= 0 and -1 <= found["information_maximisation"] <= 1
+        assert -1 <= found["entropy"] <= 0 <= found["information_maximisation"] <= 1
         assert -1 <= found["class_prior_divergence"] <= 0 <= found["soft_neighbourhood_density"] <= 1
 
 

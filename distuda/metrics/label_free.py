@@ -35,9 +35,9 @@ class MeanPrediction:
     ``entropy``: -mean H(p) / log C, in [-1, 0]. Sure predictions score high (Morerio, Cavazza and Murino, ICLR 2018);
     so does a network that is sure of one class everywhere.
 
-    ``information_maximisation``: H(q) / log C - mean H(p) / log C, in [-1, 1]. The mutual information of image and
-    prediction (Shi and Sha, ICML 2012): sure of each pixel and diverse over all. It is 0 after a collapse on one class,
-    but prefers classes equally frequent, which they never are on a street.
+    ``information_maximisation``: H(q) / log C - mean H(p) / log C, in [0, 1] since H is concave. The mutual information
+    of image and prediction (Shi and Sha, ICML 2012): sure of each pixel and diverse over all. It is 0 after a collapse
+    on one class, but prefers classes equally frequent, which they never are on a street.
 
     ``class_prior_divergence``: minus the Jensen-Shannon divergence of q and pi to the base 2 (Lin, IEEE Trans. Inf.
     Theory 1991), in [-1, 0]; the idea of ADVENT's class prior (Vu et al., CVPR 2019). 0 says that classes are predicted
