@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=216, help="of a trial")
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--asha", action="store_true")
-    parser.add_argument("--min-lr", type=float, default=0, help="compare configurations from this learning rate on")
+    parser.add_argument("--min-lr", type=float, default=0, help="compare scores on configurations from this rate on")
     arguments = parser.parse_args()
     results = Path(arguments.results)
     kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
@@ -122,7 +122,7 @@ def markdown(kept: dict[str, Any], min_lr: float) -> str:
         lines.append(f"| {label} | {cells} | {max(regret for _, regret in found):.1f} |")
     for name in sets:
         if f"{name}_asha" in kept:
-            lines.append("\n" + against_random(name, sets[name], kept[f"{name}_asha"]["trials"]))
+            lines.append("\n" + against_random(name, finished(kept[name], 0), kept[f"{name}_asha"]["trials"]))
     return "\n".join(lines)
 
 
