@@ -13,6 +13,7 @@ from distuda import storage
 from distuda.cluster.train import train
 from distuda.data.dataset import Dataset, open_dataset
 from distuda.engine.scoring import score_run
+from distuda.plan import word
 from distuda.recipe import Recipe, load_recipe
 from distuda.report.html import write_report
 from distuda.report.tables import scores
@@ -32,8 +33,8 @@ def run_demo(out: str) -> RenderableType:
     """
     say = Console(stderr=True)
     recipe_path = str(files("distuda") / "demo.yaml")
-    baseline = load_recipe(recipe_path, ["method=source_only", f"out={out}/source_only", "resume=true"])
-    adapted = load_recipe(recipe_path, [f"out={out}/adapted", "resume=true"])
+    baseline = load_recipe(recipe_path, ["method=source_only", word("out", f"{out}/source_only"), "resume=true"])
+    adapted = load_recipe(recipe_path, [word("out", f"{out}/adapted"), "resume=true"])
     seconds: dict[str, float] = {}
     with _timed(say, seconds, "render streets", "day with labels, dusk without; kept for the next time"):
         evaluation = [

@@ -14,6 +14,7 @@ line hold for every phase, ``phases.erase.relabel.share=0.3`` for one (``phases.
 """
 
 import copy
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ from datetime import datetime
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from distuda import storage
 from distuda.errors import UserError, nearest
@@ -102,6 +104,20 @@ def load_phases(path: str | None = None, overrides: Sequence[str] = ()) -> list[
         phases.append(Phase(stage.name, recipe, stage.base, stage.round, stop_ratio))
         shared = [word for word in shared if not word.startswith("init_from=")]
     return _placed(phases, stages)
+
+
+def word(path: str, value: Any) -> str:
+    """A field as a word of the command line; text that YAML would read as anything else, as ``a #2``, in quotes."""
+    plain = isinstance(value, str) and _reads_as_itself(value)
+    return f"{path}={value if plain else json.dumps(value, ensure_ascii=False)}"
+
+
+def _reads_as_itself(text: str) -> bool:
+    try:
+        read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"text={text}"]))
+    except YAMLError:
+        return False
+    return bool(read["text"] == text)
 
 
 def fewer_rounds(left: Sequence[Phase], rounds: int, done: Sequence[Phase] = ()) -> list[Phase]:

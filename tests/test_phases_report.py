@@ -213,6 +213,14 @@ def test_samples_that_were_passed_over_are_left_out_and_named(
     assert rows_of_pictures(page(tmp_path / "erase", tmp_path, keys=["1-0"])) == [["1-0", "erase", SAID, "truth"]]
 
 
+def test_a_folder_that_yaml_reads_otherwise_is_found(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run #2: again"
+    for name in ("classify_1", "erase_1"):
+        copied(root / "run" / name, run / name)
+    (run / PHASES).write_bytes((root / "run" / PHASES).read_bytes())
+    assert rows_of_pictures(page(run, tmp_path, keys=["1-1"])) == [["1-1", "erase_1", "heat", SAID]]
+
+
 def test_labels_of_the_data_itself_are_the_truth(root: Path, tmp_path: Path) -> None:
     samples = tiny_samples(3, 1)
     for sample in samples:

@@ -22,11 +22,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
 from distuda.errors import UserError
-from distuda.plan import Phase, load_phases
+from distuda.plan import Phase, load_phases, word
 
 Configuration = dict[str, Any]
 """Path -> value; plain values that JSON keeps."""
@@ -282,28 +279,15 @@ class Space:
         try:
             load_phases(recipe, [*words, *words_of(chosen)])
         except UserError as error:
-            said = " ".join(f"{path}={_text(chosen[path])}" for path in named)
+            said = " ".join(word(path, chosen[path]) for path in named)
             raise UserError(f"{self.name}: {said}: {error}") from None
 
 
 def words_of(configuration: Mapping[str, Any]) -> list[str]:
     """A configuration, or other fields, as overrides; a chosen method replaces the file's with all its fields."""
     named = ((path.removesuffix(".name") if _is_kind(path) else path, value) for path, value in configuration.items())
-    return [f"{path}={_text(value)}" for path, value in named]
+    return [word(path, value) for path, value in named]
 
 
 def _is_kind(path: str) -> bool:
     return path in ("method.name", "relabel.name") or path.endswith((".method.name", ".relabel.name"))
-
-
-def _text(value: Any) -> str:
-    """A value as a word's right side; text that YAML would read as anything else, as ``a #2`` or ``yes``, in quotes."""
-    return value if isinstance(value, str) and _reads_as_itself(value) else json.dumps(value, ensure_ascii=False)
-
-
-def _reads_as_itself(text: str) -> bool:
-    try:
-        read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"text={text}"]))
-    except YAMLError:
-        return False
-    return bool(read["text"] == text)

@@ -20,7 +20,7 @@ from distuda.data.survey import accessible, spread
 from distuda.engine.checkpoint import Checkpoints
 from distuda.engine.run import final_loss, open_run, read_rows
 from distuda.errors import UserError, nearest
-from distuda.plan import PHASES, load_phases
+from distuda.plan import PHASES, load_phases, word
 from distuda.recipe import Domain, Recipe, RelabelRecipe, parse_relabel
 from distuda.relabel.job import RELABEL, read_relabel
 from distuda.relabel.predict import Predict
@@ -139,7 +139,9 @@ def open_stages(uri: str) -> list[Stage]:
     uri = uri.rstrip("/") or uri
     if storage.exists(storage.join(uri, PHASES)):
         # where it lies now: folders may have been moved since
-        return [_stage(phase.name, phase.recipe) for phase in load_phases(storage.join(uri, PHASES), [f"out={uri}"])]
+        return [
+            _stage(phase.name, phase.recipe) for phase in load_phases(storage.join(uri, PHASES), [word("out", uri)])
+        ]
     if storage.exists(storage.join(uri, RELABEL)):
         return [_stage(uri.rsplit("/", 1)[-1], parse_relabel({**read_relabel(uri), "out": uri}))]
     if storage.exists(storage.join(uri, _RECIPE)):
