@@ -172,7 +172,9 @@ def sweep(
     search: Annotated[
         Literal["random", "grid", "tpe", "pbt"], typer.Option(help="how configurations are chosen")
     ] = "random",
-    num: Annotated[int, typer.Option(help="configurations; with pbt the population; not for grid")] = 16,
+    num: Annotated[
+        int | None, typer.Option(help="configurations; with pbt the population; not for grid; default: 16")
+    ] = None,
     points: Annotated[int | None, typer.Option(help="of a grid: numbers a range; default: 3")] = None,
     scheduler: Annotated[Literal["none", "asha", "median"], typer.Option(help="what ends bad trials early")] = "none",
     objective: Annotated[

@@ -17,10 +17,10 @@ WORDS = [*TINY, "augment.crop=[32,32]", "evaluation.every_steps=2"]
 
 
 def plan_for(folder: Path, domains: list[str], text: str = SPACE, *words: str, **options: Any) -> Plan:
-    """Three trials, two at once, of ``text`` as the space, in ``folder/sweep``; ``options`` are fields of `Plan`."""
+    """Three trials (of a grid all), two at once, of ``text`` as the space, in ``folder/sweep``; ``options`` are fields of `Plan`."""
     folder.mkdir(exist_ok=True)
     (folder / "space.yaml").write_text(text)
-    given = {"num": 3, "concurrent": 2, **options}
+    given = {"num": None if options.get("search") == "grid" else 3, "concurrent": 2, **options}
     return Plan(
         None, (*WORDS, *domains, *words), load_space(str(folder / "space.yaml")), str(folder / "sweep"), **given
     )

@@ -42,6 +42,7 @@ MISTAKES = {
     "no grace": (SPACE, {"scheduler": "asha", "grace": 0}, "--grace 0 is too few. Give at least 1"),
     "grace in vain": (SPACE, {"grace": 2}, "--grace 2: nothing ends trials early or copies them"),
     "points in vain": (SPACE, {"points": 5}, "--points 5 is for --search grid, not for random"),
+    "num in vain": (SPACE, {"search": "grid", "num": 5}, "--num 5 is not for --search grid, which tries all"),
     "negative concurrent": (SPACE, {"concurrent": -1}, "--concurrent -1 is below 0"),
     "no cpus": (SPACE, {"cpus": 0}, "--cpus 0 is no share"),
     "negative gpus": (SPACE, {"gpus": -1}, "--gpus -1 is no share"),
@@ -76,7 +77,7 @@ def test_each_configuration_that_is_drawn_is_read(
     search: str, domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "method.name: {choice: [advent, minent]}\nmethod.lambda_adv: {uniform: [0.1, 0.2]}\n"
-    plan = plan_for(tmp_path, domains, text, search=search, num=8, concurrent=0)
+    plan = plan_for(tmp_path, domains, text, search=search, num=None, concurrent=0)
     plan = replace(plan, words=tuple(word for word in plan.words if not word.startswith("method")))
     # field by field nothing would be wrong
     monkeypatch.setattr(Space, "check", lambda self, recipe, words: load_phases(recipe, words))

@@ -28,6 +28,9 @@ from tune.trial import TARGET_MIOU
 Search = Literal["random", "grid", "tpe", "pbt"]
 Scheduler = Literal["none", "asha", "median"]
 
+NUM = 16
+"""Configurations, unless the user says how many."""
+
 POINTS = 3
 """Numbers a range of a grid, unless the user says how many."""
 
@@ -45,7 +48,7 @@ class Plan:
         space: what is searched.
         out: the sweep's folder, any URI that all nodes reach.
         search: how configurations are chosen.
-        num: how many configurations, with ``pbt`` the population; a grid has as many as it has.
+        num: how many configurations, with ``pbt`` the population; None = `NUM`, and a grid has as many as it has.
         points: of a grid, numbers a range; None = `POINTS`.
         scheduler: what ends trials early.
         objective: score that is searched by.
@@ -64,7 +67,7 @@ class Plan:
     space: Space
     out: str
     search: Search = "random"
-    num: int = 16
+    num: int | None = None
     points: int | None = None
     scheduler: Scheduler = "none"
     objective: str = "information_maximisation"
@@ -77,6 +80,11 @@ class Plan:
     keep: int = 3
     seed: int = 0
     resume: bool = False
+
+    @property
+    def size(self) -> int:
+        """Configurations of a search that is told how many."""
+        return NUM if self.num is None else self.num
 
 
 def settle(plan: Plan) -> tuple[Plan, list[Phase]]:
@@ -95,10 +103,10 @@ def settle(plan: Plan) -> tuple[Plan, list[Phase]]:
     phases = plan.space.check(plan.recipe, words)
     plan.space.check_drawn(found := drawn(plan), plan.recipe, words)
     _require_fit(plan, phases)
-    if plan.search == "random" and len(found) < plan.num:
+    if plan.search == "random" and len(found) < plan.size:
         print(
             f"{MISSES} draws in a row from {plan.space.name} brought nothing new: {len(found)} configurations differ, "
-            f"and these are trained instead of {plan.num}",
+            f"and these are trained instead of {plan.size}",
             file=sys.stderr, flush=True,
         )  # fmt: skip
     return plan, phases
@@ -119,14 +127,14 @@ def drawn(plan: Plan) -> list[Configuration]:
         return plan.space.grid(plan.points or POINTS)
     rng = random.Random(plan.seed)
     if plan.search == "pbt":
-        return [plan.space.sample(rng) for _ in range(plan.num)]
+        return [plan.space.sample(rng) for _ in range(plan.size)]
     return _different(plan, rng)
 
 
 def _different(plan: Plan, rng: random.Random) -> list[Configuration]:
     found: dict[str, Configuration] = {}
     misses = 0
-    while len(found) < plan.num and misses < MISSES:
+    while len(found) < plan.size and misses < MISSES:
         one = plan.space.sample(rng)
         misses = misses + 1 if found.setdefault(json.dumps(one), one) is not one else 0
     return list(found.values())
@@ -144,8 +152,8 @@ def _require_options(plan: Plan) -> None:
         raise UserError(
             "--search pbt is a scheduler itself, whose trials learn from each other: no --scheduler, no --seeds."
         )
-    if plan.search == "pbt" and plan.num < 2:
-        raise UserError(f"--search pbt needs a population: --num {plan.num} is too few. Give 4 or more.")
+    if plan.search == "pbt" and plan.size < 2:
+        raise UserError(f"--search pbt needs a population: --num {plan.size} is too few. Give 4 or more.")
     if plan.search == "pbt" and plan.concurrent and plan.cpus is not None:
         raise UserError(
             "--search pbt runs as many trials at once as --cpus leaves room for: give --cpus or --concurrent, not both."
@@ -164,6 +172,8 @@ def _require_options(plan: Plan) -> None:
 
 def _refuse_idle(plan: Plan) -> None:
     """Options that would do nothing in this search."""
+    if plan.num is not None and plan.search == "grid":
+        raise UserError(f"--num {plan.num} is not for --search grid, which tries all. Leave it out; --points thins it.")
     if plan.points is not None and plan.search != "grid":
         raise UserError(f"--points {plan.points} is for --search grid, not for {plan.search}. Leave it out.")
     if plan.grace is not None and plan.search != "pbt" and plan.scheduler == "none":

@@ -63,7 +63,7 @@ class _Run:
         """
         plan = self.plan
         listed = self._listed()
-        self._sit(listed, plan.num * plan.seeds if listed is None else len(listed), plan.scheduler)
+        self._sit(listed, plan.size * plan.seeds if listed is None else len(listed), plan.scheduler)
         if self.first_seeds < plan.seeds:
             survivors = [record for record in self.records if record.status == "finished" and not record.repeat]
             again = [r for one in survivors for r in self.records.add(one.number, one.configuration, plan.seeds)[1:]]
@@ -143,7 +143,7 @@ class _Run:
         searcher = None
         if listed is None:
             known = [begun[number] for number in sorted(begun)]
-            searcher = Tpe(plan.space, plan.num, plan.seed, known, self._offer, self._config)
+            searcher = Tpe(plan.space, plan.size, plan.seed, known, self._offer, self._config)
         storage_of_tune = _shared(plan.out) if plan.search == "pbt" else {"storage_path": scratch}
         unsteered = plan.search != "pbt" and searcher is None and scheduler_name == "none"
         space = {"trial": tune.grid_search([self._config(r)["trial"] for r in listed])} if listed is not None else None
@@ -153,7 +153,7 @@ class _Run:
             tune_config=tune.TuneConfig(
                 metric="objective" if unsteered else None, mode="max" if unsteered else None,
                 search_alg=searcher, scheduler=scheduler, reuse_actors=True,
-                num_samples=plan.num * self.first_seeds if searcher else 1,
+                num_samples=plan.size * self.first_seeds if searcher else 1,
                 max_concurrent_trials=None if plan.search == "pbt" else concurrent,
                 trial_name_creator=_name, trial_dirname_creator=_name,
             ),
