@@ -17,7 +17,7 @@ WORDS = [*TINY, "augment.crop=[32,32]", "evaluation.every_steps=2"]
 
 
 def plan_for(folder: Path, domains: list[str], text: str = SPACE, *words: str, **options: Any) -> Plan:
-    """Three trials, or all of a grid, two at once, of ``text`` in ``folder/sweep``; ``options`` are fields of `Plan`."""
+    """Three trials, or all of a grid, two at once, of ``text`` in ``folder/sweep``; ``options``: fields of `Plan`."""
     folder.mkdir(exist_ok=True)
     (folder / "space.yaml").write_text(text)
     given = {"num": None if options.get("search") == "grid" else 3, "concurrent": 2, **options}
