@@ -140,9 +140,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _no_idle_field(self) -> "ModelConfig":
         if self.decoder != "daformer" and not self.name.startswith(("mit_", "hf")):
-            raise ValueError(f"decoder={self.decoder!r} is for mit_* and hf, and {self.name} has its own")
+            raise ValueError(f"decoder={self.decoder!r} is for mit_* and hf, and {self.name} has its own: leave it out")
         if self.backbone is not None and self.name != "hf":
-            raise ValueError(f"backbone={self.backbone!r} is for name=hf, and name is {self.name}")
+            raise ValueError(f"backbone={self.backbone!r} is for name=hf, not {self.name}: leave it out, or set that")
         return self
 
 

@@ -147,8 +147,8 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 def test_by_recipe() -> None:
     for name, kind in (("deeplabv2_vgg16", DeepLabV2Vgg16), ("deeplab_largefov_vgg16", DeepLabLargeFovVgg16)):
         assert isinstance(build_model(tiny_recipe(f"model.name={name}").model, 4), kind)
-    with pytest.raises(UserError, match=r"only for model.name=hf"):
-        build_model(tiny_recipe("model.name=deeplabv2_vgg16", "model.backbone=x").model, 4)
+    with pytest.raises(UserError, match=r"backbone='x' is for name=hf, not deeplabv2_vgg16"):
+        tiny_recipe("model.name=deeplabv2_vgg16", "model.backbone=x")
 
 
 # DeepLab-LargeFOV ----------------------------------------------------------------------------------------------------

@@ -88,13 +88,8 @@ def build_model(config: "ModelConfig", num_classes: int, seed: int = 0) -> Segme
     """A network with its starting weights; fresh layers are drawn from ``seed``.
 
     Raises:
-        UserError: weights that do not exist or do not fit, fields that do not go together.
+        UserError: weights that do not exist or do not fit, detail for a network with an auxiliary head.
     """
-    if config.backbone is not None and config.name != "hf":
-        raise UserError(
-            f"model.backbone={config.backbone!r} is only for model.name=hf, not {config.name}. Remove it, or set "
-            "model.name=hf."
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MODELS[config.name](config, num_classes)
