@@ -61,8 +61,7 @@ STUDY = Study(
         "~ trained, apoda, no attack": [
             APODA, "method.attack.epsilon_cls=0", "method.attack.epsilon_adv=0", "init_from=START",
         ],
-        # what DAFormer, HRDA and MIC add to ClassMix; first the recipe as it is now
-        "~ self-training, as the recipe": [SELF_TRAINING],
+        # what DAFormer, HRDA and MIC add to ClassMix
         "~ self-training, no rare classes": [SELF_TRAINING, "source.rare_class_temperature=null"],
         "~ self-training, share": [SELF_TRAINING, "method.weighting=share"],
         "~ self-training, feature distance": [SELF_TRAINING, "method.lambda_distance=0.005"],

@@ -78,6 +78,7 @@ STUDIES = {
 
 
 def main() -> None:
+    """Prepare the clips, train what is missing, print the table."""
     which = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1] in STUDIES else ""
     if not which:
         sys.exit(f"say which: {', '.join(STUDIES)}")

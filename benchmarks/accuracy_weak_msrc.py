@@ -50,6 +50,7 @@ ROWS = [
 
 
 def main() -> None:
+    """Run every seed's phases, print the table."""
     parser = command_line(__doc__.splitlines()[0], "runs/msrc", "accuracy_weak_msrc.json", ROWS, ROWS, "msrc")
     parser.add_argument("--steps", type=int, default=400, help="of a segmentation network")
     parser.add_argument("--classify-steps", type=int, default=300, help="of a round's classifier")

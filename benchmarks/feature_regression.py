@@ -63,6 +63,7 @@ FROM_TEACHER = ROWS[:3]
 
 
 def main() -> None:
+    """Prepare both cameras' data, train what is missing, print the table."""
     arguments = parse()
     if not (Path(arguments.camvid) / "train").is_dir():
         sys.exit(f"skipped: no CamVid at {arguments.camvid} (SegNet layout, with train/ and trainannot/)")

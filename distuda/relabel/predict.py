@@ -56,10 +56,11 @@ class Predict(Relabeller):
         """Columns of one sample."""
         network = self.task.network
         assert network is not None
-        height, width = image_of(row).shape[:2]
+        image = image_of(row)
+        shown = self.shown(image if self.config.image == "own" else self._pair(row))
         known = self.config.only_tags and row.get("tags") is not None
         with self.autocast(), network.knowing_tags() if known else nullcontext():
-            logits = logits_at(network, self.shown(self._looked_at(row)) * 255, (height, width))[0]
+            logits = logits_at(network, shown * 255, (image.shape[0], image.shape[1]))[0]
         probability, barred = logits.softmax(dim=0), torch.zeros(len(logits), dtype=torch.bool)
         if known:
             barred = self.barred(self.tags(row))
@@ -68,10 +69,8 @@ class Predict(Relabeller):
         label[~sure] = IGNORE
         return {"label": np.asarray(label.cpu(), np.uint8)}
 
-    def _looked_at(self, row: Row) -> Map:
-        """The image that the network is shown; a pair that a sample lacks is the user's to mend."""
-        if self.config.image == "own":
-            return image_of(row)
+    def _pair(self, row: Row) -> Map:
+        """The other domain's image, uint8 RGB (H, W, 3) of any size; one that a sample lacks is the user's to mend."""
         if row["pair"] is None:
             raise UserError(
                 f"sample {row['key']!r} has no pair. Prepare pairs for all images, or set relabel.image=own."
