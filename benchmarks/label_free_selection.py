@@ -76,13 +76,26 @@ def run(arguments: argparse.Namespace, name: str) -> Trial:
     trials = pq.read_table(out / "results.parquet").to_pylist()
     wall_s = time.time() - began_s
     spent = sum(trial["seconds"] for trial in trials) / (arguments.concurrent * wall_s)
+    waits = waits_s(out, arguments.concurrent)
+    sitting = {"wall_s": round(wall_s), "share_training": round(spent, 3), "waits_s": waits}
     return {
         "trials": [
             {key: value for key, value in trial.items() if value is not None and key != "folder"} for trial in trials
         ],
-        **({"wall_s": round(wall_s), "share_training": round(spent, 3)} if fresh else {}),
+        **(sitting if fresh else {}),
         "concurrent": arguments.concurrent,
     }
+
+
+def waits_s(out: Path, slots: int) -> list[float]:
+    """How long a slot was free before the next trial began in it [s], for every trial but those that begin the sweep.
+
+    A trial's record is written last when it ends, so its file's time less the seconds spent is when it began.
+    """
+    records = [(path.stat().st_mtime, json.loads(path.read_text())) for path in (out / "trials").glob("*/trial.json")]
+    ends = sorted(end for end, _ in records)
+    begins = sorted(end - record["seconds"] for end, record in records)
+    return [round(begin - end, 1) for begin, end in zip(begins[slots:], ends, strict=False)]
 
 
 def data(arguments: argparse.Namespace, work: Path) -> list[str]:
@@ -112,6 +125,9 @@ def markdown(kept: dict[str, Any], min_lr: float) -> str:
         if "wall_s" in kept[name]:
             lines.append(f"{kept[name]['wall_s'] / 60:.0f} minutes, {kept[name]['concurrent']} trials at once; "
                          f"{100 * (1 - kept[name]['share_training']):.1f} % of that not spent in trials\n")  # fmt: skip
+        if waits := kept[name].get("waits_s"):
+            median = statistics.median(waits)
+            lines.append(f"A free slot's next trial began after {median:.1f} s, at most {max(waits):.1f} s\n")
     columns = "".join(f" | {name}: Spearman | regret" for name in sets)
     lines += [f"| chosen by{columns} | worst regret |", "| --- " * (2 + 2 * len(sets)) + "|"]
     choices = {**{score: (score,) for score in SCORES}, "aggregate of all": tuple(SCORES)}
