@@ -11,6 +11,7 @@ import torch
 from settings import TABLE, tiny_recipe, tiny_samples
 
 from distuda.data.dataset import open_dataset
+from distuda.data.decode import SampleError
 from distuda.data.labels import ClassTable
 from distuda.data.shards import write_shards
 from distuda.engine.loop import fit, settle
@@ -108,6 +109,21 @@ def test_the_labels_of_a_pair_are_copied_onto_the_image() -> None:
     assert predict.config.reads == ("pair",) and own.config.reads == ()
     with pytest.raises(UserError, match=r"'a' has no pair.*relabel.image=own"):
         predict(row | {"pair": None})
+
+
+def test_labels_that_are_there_stay_and_silent_pixels_are_predicted() -> None:
+    image, label = np.zeros((4, 8, 3), np.uint8), np.full((4, 8), OF, np.uint8)
+    image[..., 1] = 255
+    label[1] = 2
+    row: dict[str, Any] = {"key": "a", "tags": None}
+    row |= {name: cv2.imencode(".png", of)[1].tobytes() for name, of in (("image", image), ("label", label))}
+    keeps = Predict(Predict.Config(keep_labels=True), Task(ANIMALS, Sees().eval()))
+    assert keeps.config.reads == ("label",)
+    assert keeps(row)["label"].tolist() == [[1] * 8, [2] * 8, [1] * 8, [1] * 8]
+    assert (keeps(row | {"label": None})["label"] == 1).all()
+    small = cv2.imencode(".png", label[:2])[1].tobytes()
+    with pytest.raises(SampleError, match=r"label \(8, 2\) and image \(8, 4\) differ in size"):
+        keeps(row | {"label": small})
 
 
 def labelling(run: str, target: str, out: Path, **fields: Any) -> RelabelRecipe:

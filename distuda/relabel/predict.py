@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distuda.data.decode import decode_image
+from distuda.data.decode import SampleError, decode_image
 from distuda.data.labels import IGNORE
 from distuda.engine.evaluate import logits_at
 from distuda.errors import UserError
 from distuda.models.tags import NEVER
-from distuda.relabel.relabeller import Map, RelabelConfig, Relabeller, Row, Task, image_of
+from distuda.relabel.relabeller import Map, RelabelConfig, Relabeller, Row, Task, image_of, map_of
 
 
 class Predict(Relabeller):
@@ -34,11 +34,14 @@ class Predict(Relabeller):
         image: Literal["own", "pair"] = Field(
             "own", description="whose labels are written: the image's own, or copies of its pair's, pixel by pixel"
         )
+        keep_labels: bool = Field(
+            False, description="labels that are there stay, and only pixels that they ignore are predicted (ours)"
+        )
 
         @property
         def reads(self) -> tuple[str, ...]:
-            """The other domain's image where that is looked at."""
-            return ("pair",) if self.image == "pair" else ()
+            """The other domain's image and the labels there are, where they are looked at."""
+            return (*(["pair"] if self.image == "pair" else []), *(["label"] if self.keep_labels else []))
 
     writes = ("label",)
     reads_if_there = ("tags",)
@@ -67,7 +70,8 @@ class Predict(Relabeller):
         label = logits.masked_fill(barred.to(logits.device)[:, None, None], NEVER).argmax(dim=0)
         sure = probability.gather(0, label[None])[0] >= self.config.confidence
         label[~sure] = IGNORE
-        return {"label": np.asarray(label.cpu(), np.uint8)}
+        own = np.asarray(label.cpu(), np.uint8)
+        return {"label": kept_over(row, own) if self.config.keep_labels else own}
 
     def _pair(self, row: Row) -> Map:
         """The other domain's image, uint8 RGB (H, W, 3) of any size; one that a sample lacks is the user's to mend."""
@@ -84,3 +88,14 @@ class Predict(Relabeller):
         barred_C = torch.full((table.num_classes,), bool(allowed))
         barred_C[allowed] = False
         return barred_C
+
+
+def kept_over(row: Row, label_HW: Map) -> Map:
+    """A label in which whatever the sample's own label says has replaced what was there, uint8 (H, W)."""
+    if row["label"] is None:
+        return label_HW
+    kept = map_of(row, "label")
+    if kept.shape != label_HW.shape:
+        sizes = f"label {kept.shape[::-1]} and image {label_HW.shape[::-1]}"
+        raise SampleError(str(row["key"]), f"{sizes} differ in size (width, height).")
+    return np.where(kept == IGNORE, label_HW, kept)
