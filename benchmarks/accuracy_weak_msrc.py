@@ -142,7 +142,7 @@ def recipe(arguments: Namespace, work: Path) -> Any:
             for number in range(1, ROUNDS + 1)
         ),
         {**segment, **seen},
-        named["own_masks"],
+        {**named["own_masks"], "relabel": {**named["own_masks"].relabel, "keep_labels": False}},  # the paper's
         {**segment, "name": "again"},
         {**segment, **seen, "name": "true_tags", "method": {**prohibitive, "confidence": "tags"}},
         {
