@@ -35,6 +35,7 @@ NETWORKS = {
     **{f"plain_{k}": f"masks of round {k} alone, no PSL" for k in range(1, ROUNDS + 1)},
     "segment": "PSL",
     "again": "PSL++",
+    "again_filled": "PSL++, own masks fill the composed ones",
     "true_tags": "PSL, true tags for v in training",
     "full": "full supervision",
 }
@@ -126,6 +127,7 @@ def recipe(arguments: Namespace, work: Path) -> Any:
     classify, erase = whole.phases[0].repeat
     named = {phase.name: phase for phase in whole.phases if "name" in phase}
     prohibitive = {"name": "psl", "start_step": arguments.steps // 2}
+    own_masks, kept = named["own_masks"], named["own_masks"].relabel
     segment = {**named["segment"], "steps": arguments.steps, "method": prohibitive}
     seen = {"source": {"columns": [f"masks_{MASKS}"]}}
     phases = [
@@ -142,8 +144,10 @@ def recipe(arguments: Namespace, work: Path) -> Any:
             for number in range(1, ROUNDS + 1)
         ),
         {**segment, **seen},
-        {**named["own_masks"], "relabel": {**named["own_masks"].relabel, "keep_labels": False}},  # the paper's
+        {**own_masks, "relabel": {**kept, "keep_labels": False}},  # as the paper
         {**segment, "name": "again"},
+        {**own_masks, **seen, "name": "filled_masks", "init_from": "segment"},  # as the recipe
+        {**segment, "name": "again_filled"},
         {**segment, **seen, "name": "true_tags", "method": {**prohibitive, "confidence": "tags"}},
         {
             "name": "bound", "init_from": "true_tags", "relabel": {"name": "predict", "domain": "target"},
