@@ -63,12 +63,7 @@ STUDIES = {
     ),
     "camvid": Study(
         rows=ROWS,
-        common=[
-            "source.size=[240,320]",
-            "target.size=[240,320]",
-            "evaluation.size=[240,320]",
-            "augment.crop=[180,240]",
-        ],
+        common=["augment.crop=[180,240]"],
         data=("others", "clip", "clip_labels"),
         other_data={"oracle": ("clip_labels", "clip_labels")},
         tail=("pole", "sign", "fence", "pedestrian", "bicyclist"),
@@ -95,15 +90,16 @@ def main() -> None:
 
 
 def prepare(camvid: str, work: Path) -> None:
-    """The clip with and without labels, and the other sequences with labels."""
+    """The clip with and without labels, and the other sequences with labels, at 240x320 with their flow."""
     near = [word for hundred in range(75, 86) for word in ("--exclude", f"0016E5_0{hundred}*")]
+    small = ("--resize", "240", "320", "--flow")
     for name, words in (
         ("others", ("--split", "train", "--labels", *near)),
         ("clip", ("--split", "val", "--no-labels")),
         ("clip_labels", ("--split", "val", "--labels")),
     ):
         if not (work / "data" / name / "manifest.json").exists():
-            distuda("prepare", "camvid", camvid, str(work / "data" / name), *words)
+            distuda("prepare", "camvid", camvid, str(work / "data" / name), *words, *small)
 
 
 if __name__ == "__main__":
