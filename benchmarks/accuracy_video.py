@@ -43,9 +43,8 @@ ROWS: Rows = {
     "~ tps, no histogram": ["recipes/tps.yaml", "method.start_step=HALF", "augment.style=none"],
     "~ tps, from the first step": ["recipes/tps.yaml", "method.start_step=0"],
     "~ tps, sure": ["recipes/tps.yaml", "method.start_step=HALF", "method.confidence=0.9"],
-    "~ self-training, video 0.2": [*VIDEO, "method.lambda_video=0.2"],
-    "~ self-training, agreement alone": [*VIDEO, "method.lambda_video=0", "method.flow_agreement=true"],
-    "~ self-training, agreement too": [*VIDEO, "method.flow_agreement=true"],
+    "~ self-training, carried labels": [*VIDEO, "method.flow_agreement=false", "method.lambda_video=1"],
+    "~ self-training, carried labels too": [*VIDEO, "method.lambda_video=1"],
 }
 ALSO = {
     "vpq": "VPQ", "vpq_1": "VPQ, 1 frame", "vpq_4": "VPQ, 4 frames", "vpq_things": "VPQ things",
