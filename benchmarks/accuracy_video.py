@@ -7,7 +7,7 @@ streets: rendered clips of 6 frames, day with labels -> dusk without, scored on 
 15 Hz clip (val, 101 labelled frames) as target, scored on itself; source are the other sequences, one frame a second,
 without the frames of 0016E5 around the clip. Methods that look at single frames take 4 + 4 a step, VAT, DA-VSN and TPS
 2 + 2 pairs, so all see as many frames, but these half as many scenes: `source_only_two` is their floor. Self-training
-with video consistency takes 4 frames and 4 pairs. VAT + VST shares the steps between its two phases.
+that looks at the frame before takes 4 frames and 4 pairs. VAT + VST shares the steps between its two phases.
 Interrupted, it goes on where it stopped: finished results are kept in --results, half-done runs resume.
 """
 
