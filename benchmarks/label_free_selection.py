@@ -2,9 +2,11 @@
 
     python benchmarks/label_free_selection.py camvid --camvid CAMVID --work runs/selection
     python benchmarks/label_free_selection.py streets --work runs/selection
+    python benchmarks/label_free_selection.py clips --work runs/selection
 
 Configurations are drawn from benchmarks/label_free_space.yaml: four methods, their weights, learning rates and jitter,
-all trained equally long by `distuda sweep`. Spearman is the rank correlation of a score with target mIoU, regret the
+all trained equally long by `distuda sweep`. `clips` are streets in clips of 6 frames, which have temporal consistency
+as a score; networks still learn single frames. Spearman is the rank correlation of a score with target mIoU, regret the
 mIoU of the best configuration minus that of the one chosen, in points. `--asha` sweeps the same configurations again
 with ASHA and compares with random search at equal compute. Interrupted, a sweep goes on where it stopped; what came
 out is kept in --results, and `table` prints it again.
@@ -27,19 +29,24 @@ from accuracy import HERE, distuda
 from accuracy_camvid import prepare
 
 from distuda.metrics.label_free import SCORES
-from tune.results import Found, by_mean_place
+from tune.results import OF_CLIPS, Found, by_mean_place
 
 ORACLE = "target_miou (oracle)"
 OBJECTIVE = "information_maximisation"
 """What a sweep searches by unless told otherwise; ASHA and random search are compared by it."""
 SIZES = ["source.size=[240,320]", "target.size=[240,320]", "evaluation.size=[240,320]"]
+STREETS = {
+    "streets": ("day?num=240", "dusk?num=240", "dusk/val?num=40"),
+    "clips": ("day?frames=6&num=40", "dusk?frames=6&num=40", "dusk/val?frames=6&num=8"),
+}
+"""Source, target and evaluation; as many frames in clips as single ones."""
 Trial = dict[str, Any]
 
 
 def main() -> None:
     """Train one more sweep if asked to, keep its trials, and print what each score would have chosen."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("which", choices=["camvid", "streets", "table"])
+    parser.add_argument("which", choices=["camvid", "streets", "clips", "table"])
     parser.add_argument("--camvid")
     parser.add_argument("--work", default="runs/selection")
     parser.add_argument("--results", default=str(HERE / "label_free_selection.json"))
@@ -100,9 +107,9 @@ def waits_s(out: Path, slots: int) -> list[float]:
 
 def data(arguments: argparse.Namespace, work: Path) -> list[str]:
     """Words that name the domains; target labels only score."""
-    if arguments.which == "streets":
-        uris = [f"streets://{name}&size=144x240" for name in ("day?num=240", "dusk?num=240", "dusk/val?num=40")]
-        sizes = []
+    sizes = []
+    if arguments.which in STREETS:
+        uris = [f"streets://{name}&size=144x240" for name in STREETS[arguments.which]]
     else:
         if not arguments.camvid or not (Path(arguments.camvid) / "train").is_dir():
             sys.exit(f"skipped: no CamVid at {arguments.camvid} (SegNet layout, with train/ and trainannot/)")
@@ -130,21 +137,22 @@ def markdown(kept: dict[str, Any], min_lr: float) -> str:
             lines.append(f"A free slot's next trial began after {median:.1f} s, at most {max(waits):.1f} s\n")
     columns = "".join(f" | {name}: Spearman | regret" for name in sets)
     lines += [f"| chosen by{columns} | worst regret |", "| --- " * (2 + 2 * len(sets)) + "|"]
-    choices = {**{score: (score,) for score in SCORES}, "aggregate of all": tuple(SCORES)}
-    choices |= {f"aggregate without {score}": tuple(s for s in SCORES if s != score) for score in SCORES}
-    for label, scores in [*choices.items(), *pairs()]:
-        found = [judge(trials, scores) for trials in sets.values()]
-        cells = " | ".join(f"{rho:.2f} | {regret:.1f}" for rho, regret in found)
-        lines.append(f"| {label} | {cells} | {max(regret for _, regret in found):.1f} |")
+    judged = [{label: judge(trials, scores) for label, scores in choices(trials).items()} for trials in sets.values()]
+    for label in {label: None for found in judged for label in found}:
+        cells = " | ".join("{:.2f} | {:.1f}".format(*found[label]) if label in found else "- | -" for found in judged)
+        lines.append(f"| {label} | {cells} | {max(found[label][1] for found in judged if label in found):.1f} |")
     for name in sets:
         if f"{name}_asha" in kept:
             lines.append("\n" + against_random(name, finished(kept[name], 0), kept[f"{name}_asha"]["trials"]))
     return "\n".join(lines)
 
 
-def pairs() -> list[tuple[str, tuple[str, ...]]]:
-    """Aggregates of two scores."""
-    return [(" + ".join(pair), pair) for pair in combinations(SCORES, 2)]
+def choices(trials: list[Trial]) -> dict[str, tuple[str, ...]]:
+    """What could be chosen by: each score there is, their aggregate, that without one of them, and each pair."""
+    have = [score for score in (*SCORES, OF_CLIPS) if score in trials[0]]
+    without = {f"aggregate without {score}": tuple(s for s in have if s != score) for score in have}
+    pairs = {" + ".join(pair): pair for pair in combinations(have, 2)}
+    return {**{score: (score,) for score in have}, "aggregate of all": tuple(have), **without, **pairs}
 
 
 def finished(sweep: dict[str, Any], min_lr: float) -> list[Trial]:
