@@ -125,7 +125,7 @@ def test_without_steps_nothing_changes() -> None:
     method, views, outputs = scene("method.attack.epsilon_adv=0", "method.attack.epsilon_cls=0")
     for name in views:
         made = method.defend(name, views[name], outputs[name])
-        assert float(made.objective[f"consistency_{name}"]) == pytest.approx(0, abs=1e-6)
+        assert float(made.objective[f"consistency_{name}"].detach()) == pytest.approx(0, abs=1e-6)
         assert float(made.metrics[f"flipped_{name}"]) == 0
 
 
