@@ -8,8 +8,8 @@ Configurations are drawn from benchmarks/label_free_space.yaml: four methods, th
 all trained equally long by `distuda sweep`. `clips` are streets in clips of 6 frames, which have temporal consistency
 as a score; networks still learn single frames. Spearman is the rank correlation of a score with target mIoU, regret the
 mIoU of the best configuration minus that of the one chosen, in points. `--asha` sweeps the same configurations again
-with ASHA and compares with random search at equal compute. Interrupted, a sweep goes on where it stopped; what came
-out is kept in --results, and `table` prints it again.
+with ASHA and compares with random search at equal compute; `--seed 1` draws others, and trains from another seed.
+Interrupted, a sweep goes on where it stopped; what came out is kept in --results, and `table` prints it again.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from accuracy import HERE, distuda
 from accuracy_camvid import prepare
 
 from distuda.metrics.label_free import SCORES
+from distuda.recipe import Evaluation
 from tune.results import OF_CLIPS, Found, by_mean_place
 
 ORACLE = "target_miou (oracle)"
@@ -54,12 +55,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=216, help="of a trial")
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--asha", action="store_true")
+    parser.add_argument("--seed", type=int, default=0, help="of the configurations that are drawn, and of training")
     parser.add_argument("--min-lr", type=float, default=0, help="compare scores on configurations from this rate on")
     arguments = parser.parse_args()
     results = Path(arguments.results)
     kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     if arguments.which != "table":
-        name = arguments.which + ("_asha" if arguments.asha else "")
+        name = arguments.which + (f"_seed{arguments.seed}" if arguments.seed else "")
+        name += "_asha" if arguments.asha else ""
         kept[name] = run(arguments, name)
         results.write_text(json.dumps(kept, indent=1) + "\n")
     print(markdown(kept, arguments.min_lr))
@@ -70,12 +73,13 @@ def run(arguments: argparse.Namespace, name: str) -> Trial:
     work = Path(arguments.work).absolute()
     out = work / f"{name}-{arguments.steps}"
     words = ["--num", str(arguments.num), "--concurrent", str(arguments.concurrent), "--choose", "aggregate"]
+    words += ["--seed", str(arguments.seed)]
     words += ["--scheduler", "asha"] if arguments.asha else []  # looks at each third of the steps
     every = arguments.steps // (3 if arguments.asha else 1)
     fresh = not (out / "sweep.json").exists()
     began_s = time.time()
     distuda(
-        "sweep", "recipes/source_only.yaml", *data(arguments, work), f"steps={arguments.steps}",
+        "sweep", "recipes/source_only.yaml", *data(arguments, work), f"steps={arguments.steps}", f"seed={arguments.seed}",
         f"evaluation.every_steps={every}", "evaluation.scores=all", "evaluation.source_limit=48",
         "augment.crop=[144,192]", "log_every_steps=24", "checkpoint.keep_last=1", "source.rare_class_min_pixels=500",
         "--space", "benchmarks/label_free_space.yaml", "--out", str(out), "--resume", *words,
@@ -148,11 +152,13 @@ def markdown(kept: dict[str, Any], min_lr: float) -> str:
 
 
 def choices(trials: list[Trial]) -> dict[str, tuple[str, ...]]:
-    """What could be chosen by: each score there is, their aggregate, that without one of them, and each pair."""
+    """What could be chosen by: each score there is, aggregates of all, of the default, of all but one, of each pair."""
     have = [score for score in (*SCORES, OF_CLIPS) if score in trials[0]]
+    default = tuple(score for score in (*Evaluation().scores, OF_CLIPS) if score in have)
     without = {f"aggregate without {score}": tuple(s for s in have if s != score) for score in have}
     pairs = {" + ".join(pair): pair for pair in combinations(have, 2)}
-    return {**{score: (score,) for score in have}, "aggregate of all": tuple(have), **without, **pairs}
+    aggregates = {"default aggregate": default, "aggregate of all": tuple(have), **without}
+    return {**{score: (score,) for score in have}, **aggregates, **pairs}
 
 
 def finished(sweep: dict[str, Any], min_lr: float) -> list[Trial]:
