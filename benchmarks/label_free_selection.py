@@ -82,7 +82,8 @@ def run(arguments: argparse.Namespace, name: str) -> Trial:
         "sweep", "recipes/source_only.yaml", *data(arguments, work), f"steps={arguments.steps}",
         f"seed={arguments.seed}", f"evaluation.every_steps={every}", "evaluation.scores=all",
         "evaluation.source_limit=48", "augment.crop=[144,192]", "log_every_steps=24", "checkpoint.keep_last=1",
-        "source.rare_class_min_pixels=500", "--space", "benchmarks/label_free_space.yaml", "--out", str(out), "--resume", *words,
+        "source.rare_class_min_pixels=500", "--space", "benchmarks/label_free_space.yaml",
+        "--out", str(out), "--resume", *words,
     )  # fmt: skip
     trials = pq.read_table(out / "results.parquet").to_pylist()
     wall_s = time.time() - began_s
