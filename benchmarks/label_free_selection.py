@@ -1,11 +1,14 @@
 """Do scores without target labels choose well? A sweep of 40 configurations, and what each score would have chosen.
 
     python benchmarks/label_free_selection.py camvid --camvid CAMVID --work runs/selection
+    python benchmarks/label_free_selection.py renders --airsim AIRSIM --camvid CAMVID --work runs/selection
     python benchmarks/label_free_selection.py streets --work runs/selection
-    python benchmarks/label_free_selection.py clips --work runs/selection
+    python benchmarks/label_free_selection.py fog --work runs/selection
+    python benchmarks/label_free_selection.py clips --num 24 --work runs/selection
 
 Configurations are drawn from benchmarks/label_free_space.yaml: four methods, their weights, learning rates and jitter,
-all trained equally long by `distuda sweep`. `clips` are streets in clips of 6 frames, which have temporal consistency
+all trained equally long by `distuda sweep`. `renders` goes from AirSim's renders to CamVid over their seven classes,
+`fog` from streets by day to streets in fog; `clips` are streets in clips of 6 frames, which have temporal consistency
 as a score; networks still learn single frames. Spearman is the rank correlation of a score with target mIoU, regret the
 mIoU of the best configuration minus that of the one chosen, in points. `--asha` sweeps the same configurations again
 with ASHA and compares with random search at equal compute; `--seed 1` draws others, and trains from another seed.
@@ -18,6 +21,7 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,29 +30,33 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from accuracy import HERE, distuda
-from accuracy_camvid import prepare
+from accuracy_camvid import prepare as prepare_camvid
+from accuracy_synthetic_to_real import ZOOM
+from accuracy_synthetic_to_real import prepare as prepare_renders
 
-from distuda.metrics.label_free import SCORES
-from distuda.recipe import Evaluation
-from tune.results import OF_CLIPS, Found, by_mean_place
+from distuda.metrics.label_free import DEFAULT_SCORES, SCORES
+from tune.plan import OBJECTIVE
+from tune.results import AGGREGATED, OF_CLIPS, Found, by_mean_place
 
 ORACLE = "target_miou (oracle)"
-OBJECTIVE = "information_maximisation"
-"""What a sweep searches by unless told otherwise; ASHA and random search are compared by it."""
-SIZES = ["source.size=[240,320]", "target.size=[240,320]", "evaluation.size=[240,320]"]
+SIZES = ["target.size=[240,320]", "evaluation.size=[240,320]"]
 STREETS = {
     "streets": ("day?num=240", "dusk?num=240", "dusk/val?num=40"),
+    "fog": ("day?num=240", "fog?num=240", "fog/val?num=40"),
     "clips": ("day?frames=6&num=40", "dusk?frames=6&num=40", "dusk/val?frames=6&num=8"),
 }
 """Source, target and evaluation; as many frames in clips as single ones."""
+FOLDERS = {"camvid": ("day", "dusk", "dusk_labels"), "renders": ("airsim", "camvid", "camvid_val")}
+"""The same of prepared data, by their folders' names."""
 Trial = dict[str, Any]
 
 
 def main() -> None:
     """Train one more sweep if asked to, keep its trials, and print what each score would have chosen."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("which", choices=["camvid", "streets", "clips", "table"])
+    parser.add_argument("which", choices=[*FOLDERS, *STREETS, "table"])
     parser.add_argument("--camvid")
+    parser.add_argument("--airsim")
     parser.add_argument("--work", default="runs/selection")
     parser.add_argument("--results", default=str(HERE / "label_free_selection.json"))
     parser.add_argument("--num", type=int, default=40)
@@ -56,7 +64,11 @@ def main() -> None:
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--asha", action="store_true")
     parser.add_argument("--seed", type=int, default=0, help="of the configurations that are drawn, and of training")
+    parser.add_argument(
+        "--keep", type=int, default=3, help="trials whose checkpoints stay, to score them otherwise later"
+    )
     parser.add_argument("--min-lr", type=float, default=0, help="compare scores on configurations from this rate on")
+    parser.add_argument("--pairs", action="store_true", help="show what every pair of scores would have chosen too")
     arguments = parser.parse_args()
     results = Path(arguments.results)
     kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
@@ -65,7 +77,7 @@ def main() -> None:
         name += "_asha" if arguments.asha else ""
         kept[name] = run(arguments, name)
         results.write_text(json.dumps(kept, indent=1) + "\n")
-    print(markdown(kept, arguments.min_lr))
+    print(markdown(kept, arguments.min_lr, arguments.pairs))
 
 
 def run(arguments: argparse.Namespace, name: str) -> Trial:
@@ -73,7 +85,7 @@ def run(arguments: argparse.Namespace, name: str) -> Trial:
     work = Path(arguments.work).absolute()
     out = work / f"{name}-{arguments.steps}"
     words = ["--num", str(arguments.num), "--concurrent", str(arguments.concurrent), "--choose", "aggregate"]
-    words += ["--seed", str(arguments.seed)]
+    words += ["--seed", str(arguments.seed), "--keep", str(arguments.keep)]
     words += ["--scheduler", "asha"] if arguments.asha else []  # looks at each third of the steps
     every = arguments.steps // (3 if arguments.asha else 1)
     fresh = not (out / "sweep.json").exists()
@@ -112,54 +124,81 @@ def waits_s(out: Path, slots: int) -> list[float]:
 
 def data(arguments: argparse.Namespace, work: Path) -> list[str]:
     """Words that name the domains; target labels only score."""
-    sizes = []
-    if arguments.which in STREETS:
-        uris = [f"streets://{name}&size=144x240" for name in STREETS[arguments.which]]
+    which, words = arguments.which, []
+    if which in STREETS:
+        uris = [f"streets://{name}&size=144x240" for name in STREETS[which]]
     else:
+        work = work / which
         if not arguments.camvid or not (Path(arguments.camvid) / "train").is_dir():
             sys.exit(f"skipped: no CamVid at {arguments.camvid} (SegNet layout, with train/ and trainannot/)")
-        prepare(arguments.camvid, work)
-        uris, sizes = [str(work / "data" / name) for name in ("day", "dusk", "dusk_labels")], SIZES
-    return [f"{domain}.uri={uri}" for domain, uri in zip(("source", "target", "evaluation"), uris, strict=True)] + sizes
+        if which == "camvid":
+            prepare_camvid(arguments.camvid, work)
+            words = ["source.size=[240,320]", *SIZES]
+        elif arguments.airsim and (Path(arguments.airsim) / "images").is_dir():
+            prepare_renders(arguments.airsim, arguments.camvid, work)
+            words = ["source.size=[240,426]", *SIZES, *ZOOM]
+        else:
+            sys.exit(f"skipped: no AirSim at {arguments.airsim} (images/ and labels/)")
+        uris = [str(work / "data" / name) for name in FOLDERS[which]]
+    return [f"{domain}.uri={uri}" for domain, uri in zip(("source", "target", "evaluation"), uris, strict=True)] + words
 
 
 # What came out -------------------------------------------------------------------------------------------------------
 
 
-def markdown(kept: dict[str, Any], min_lr: float) -> str:
-    """Scores on both data sets, then ASHA."""
+def markdown(kept: dict[str, Any], min_lr: float, pairs: bool) -> str:
+    """The sweeps, then what each choice would have cost in each and how far it agrees with target mIoU, then ASHA."""
     sets = {name: finished(sweep, min_lr) for name, sweep in kept.items() if not name.endswith("_asha")}
-    lines = []
-    for name, trials in sets.items():
-        mious = [100 * trial[ORACLE] for trial in trials]
-        lines.append(f"{name}: {len(trials)} configurations, target mIoU {min(mious):.1f} to {max(mious):.1f}, median "
-                     f"{statistics.median(mious):.1f}\n")  # fmt: skip
-        if "wall_s" in kept[name]:
-            lines.append(f"{kept[name]['wall_s'] / 60:.0f} minutes, {kept[name]['concurrent']} trials at once; "
-                         f"{100 * (1 - kept[name]['share_training']):.1f} % of that not spent in trials\n")  # fmt: skip
-        if waits := kept[name].get("waits_s"):
-            median = statistics.median(waits)
-            lines.append(f"A free slot's next trial began after {median:.1f} s, at most {max(waits):.1f} s\n")
-    columns = "".join(f" | {name}: Spearman | regret" for name in sets)
-    lines += [f"| chosen by{columns} | worst regret |", "| --- " * (2 + 2 * len(sets)) + "|"]
-    judged = [{label: judge(trials, scores) for label, scores in choices(trials).items()} for trials in sets.values()]
-    for label in {label: None for found in judged for label in found}:
-        cells = " | ".join("{:.2f} | {:.1f}".format(*found[label]) if label in found else "- | -" for found in judged)
-        lines.append(f"| {label} | {cells} | {max(found[label][1] for found in judged if label in found):.1f} |")
+    judged = {name: {label: judge(trials, by) for label, by in choices(trials, pairs).items()}
+              for name, trials in sets.items()}  # fmt: skip
+    lines = [*sittings(kept, sets), "", "Regret in points:", "", *table(judged, 1, {"worst": max})]
+    lines += ["", "Spearman:", "", *table(judged, 0, {"least": min})]
     for name in sets:
         if f"{name}_asha" in kept:
             lines.append("\n" + against_random(name, finished(kept[name], 0), kept[f"{name}_asha"]["trials"]))
     return "\n".join(lines)
 
 
-def choices(trials: list[Trial]) -> dict[str, tuple[str, ...]]:
-    """What could be chosen by: each score there is, aggregates of all, of the default, of all but one, of each pair."""
+def sittings(kept: dict[str, Any], sets: Mapping[str, list[Trial]]) -> list[str]:
+    """One row a sweep: how far its configurations differ, how long it took and what of that went into trials."""
+    lines = ["| sweep | configurations | target mIoU | median | minutes | not in trials | next trial after |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for name, trials in sets.items():
+        mious = [100 * trial[ORACLE] for trial in trials]
+        took, waits = kept[name].get("wall_s"), kept[name].get("waits_s")
+        cells = [name, str(len(trials)), f"{min(mious):.1f} to {max(mious):.1f}", f"{statistics.median(mious):.1f}"]
+        cells += [f"{took / 60:.0f}", f"{100 * (1 - kept[name]['share_training']):.1f} %"] if took else ["-", "-"]
+        cells += [f"{max(waits):.1f} s at most" if waits else "-"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+Judged = Mapping[str, Mapping[str, tuple[float, float]]]
+
+
+def table(judged: Judged, which: int, extremes: Mapping[str, Callable[..., float]]) -> list[str]:
+    """One row a choice, one column a sweep, then the mean over sweeps and the extreme."""
+    lines = [f"| chosen by | {' | '.join(judged)} | mean | {' | '.join(extremes)} |",
+             "| --- " * (2 + len(judged) + len(extremes)) + "|"]  # fmt: skip
+    for label in {label: None for found in judged.values() for label in found}:
+        values = [found[label][which] for found in judged.values() if label in found]
+        cells = [f"{found[label][which]:.{2 - which}f}" if label in found else "-" for found in judged.values()]
+        cells += [
+            f"{value:.{2 - which}f}" for value in (statistics.fmean(values), *(e(values) for e in extremes.values()))
+        ]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def choices(trials: list[Trial], pairs: bool) -> dict[str, tuple[str, ...]]:
+    """What could be chosen by: the aggregate, each score there is, means of all, of the cheap ones, of all but one."""
     have = [score for score in (*SCORES, OF_CLIPS) if score in trials[0]]
-    default = tuple(score for score in (*Evaluation().scores, OF_CLIPS) if score in have)
-    without = {f"aggregate without {score}": tuple(s for s in have if s != score) for score in have}
-    pairs = {" + ".join(pair): pair for pair in combinations(have, 2)}
-    aggregates = {"default aggregate": default, "aggregate of all": tuple(have), **without}
-    return {**{score: (score,) for score in have}, **aggregates, **pairs}
+    found: dict[str, tuple[str, ...]] = {"aggregate": AGGREGATED, **{score: (score,) for score in have}}
+    if OF_CLIPS in have:
+        found[f"aggregate and {OF_CLIPS}"] = (*AGGREGATED, OF_CLIPS)
+    found |= {"mean place by all": tuple(have), " + ".join(DEFAULT_SCORES): DEFAULT_SCORES}
+    found |= {f"by all but {score}": tuple(s for s in have if s != score) for score in have}
+    return found | ({" + ".join(pair): pair for pair in combinations(have, 2)} if pairs else {})
 
 
 def finished(sweep: dict[str, Any], min_lr: float) -> list[Trial]:

@@ -183,8 +183,8 @@ def sweep(
     choose: Annotated[
         str | None,
         typer.Option(
-            help="what decides in the end: scores with commas between them, by mean place, or aggregate = all "
-            "label-free ones of evaluation.scores; default: the objective"
+            help="what decides in the end: scores with commas between them, by mean place, or aggregate = "
+            "information_maximisation,augmentation_consistency; default: aggregate, and with another --objective that"
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="trials a configuration, each with another seed")] = 1,

@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ from distuda.plan import load_phases
 from tune import resources
 from tune.charts import axis_of
 from tune.live import Observer
-from tune.plan import drawn, settle
+from tune.plan import drawn, last_recipe, settle
 from tune.records import Records
 from tune.report import render
 from tune.results import best_yaml, chosen_by, label_of, ranking, to_parquet, worth_keeping
@@ -163,11 +164,31 @@ def test_seeds_that_were_ended_early_do_not_hide_what_was_trained(tmp_path: Path
     assert [one.number for one in ranking(records, ["entropy"], "entropy", 3)] == [3]
 
 
-def test_the_aggregate_takes_the_scores_that_all_candidates_have(tmp_path: Path) -> None:
+def test_the_aggregate_takes_those_of_its_scores_that_all_candidates_have(tmp_path: Path) -> None:
     records = made(tmp_path, [("finished", 0.9, 0.1), ("finished", 0.8, 0.8), ("stopped", 0, 0)])
-    records.by_id["0002"].scores = {}  # it was ended in a phase that has nothing to score
-    assert chosen_by(["aggregate"], "entropy", records) == ["entropy", "source_miou"]
+    assert chosen_by(["aggregate"], "entropy", records) == ["entropy"]  # not by source_miou, which is no part of it
+    for record in list(records)[:2]:  # the third was ended in a phase that has nothing to score
+        record.scores |= {"information_maximisation": 0.5, "augmentation_consistency": 0.5}
+    assert chosen_by(["aggregate"], "entropy", records) == ["information_maximisation", "augmentation_consistency"]
+    del records.by_id["0000"].scores["augmentation_consistency"]
+    assert chosen_by(["aggregate"], "entropy", records) == ["information_maximisation"]
     assert chosen_by(["aggregate"], "entropy", Records(str(tmp_path / "none"))) == ["entropy"]
+
+
+@pytest.mark.parametrize(
+    ("options", "choose", "computed"),
+    [
+        ({}, ("aggregate",), ["entropy", "information_maximisation", "augmentation_consistency"]),
+        ({"objective": "entropy"}, ("entropy",), ["entropy", "information_maximisation"]),
+        ({"objective": "target_miou"}, ("target_miou",), ["entropy", "information_maximisation"]),
+        ({"choose": ("entropy",)}, ("entropy",), ["entropy", "information_maximisation"]),
+    ],
+)
+def test_a_sweep_chooses_by_the_aggregate_unless_told_otherwise_and_computes_what_it_needs(
+    options: dict[str, Any], choose: tuple[str, ...], computed: list[str], domains: list[str], tmp_path: Path
+) -> None:
+    plan, phases = settle(plan_for(tmp_path, domains, **options))
+    assert plan.choose == choose and last_recipe(phases).evaluation.scores == computed
 
 
 def test_checkpoints_stay_with_what_is_chosen(tmp_path: Path) -> None:
@@ -256,6 +277,9 @@ def test_the_oracle_is_called_so_everywhere(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
     page = render(records, ranked, load_space(str(tmp_path / "space.yaml")), "target_miou", ["target_miou"])
     assert "<b>Oracle.</b>" in page and "target_miou (oracle)" in page and "http" not in page.replace("http-equiv", "")
+    both = render(records, ranked, load_space(str(tmp_path / "space.yaml")), "entropy", ["target_miou", "entropy"])
+    for name in ("entropy", "target_miou (oracle)"):  # an axis for each score that had a say
+        assert both.count(f"<title>{name}</title>") == 1
     for by, objective, said in (
         (["target_miou"], "target_miou", "by target_miou (oracle)"),
         (["target_miou"], "entropy", "by target_miou (oracle), searched by entropy"),

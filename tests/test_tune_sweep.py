@@ -22,7 +22,7 @@ def test_random_search_trains_each_trial_and_writes_what_it_found(
     domains: list[str], tmp_path: Path, local_ray: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     text = SPACE + "method.calibrate_images: {choice: [0, 2]}\n"
-    files = sweep(plan_for(tmp_path, domains, text, seeds=2, choose=("aggregate",), num=2))
+    files = sweep(plan_for(tmp_path, domains, text, seeds=2, num=2))
     found = trials(tmp_path)
     assert [(r.id, r.status, r.step) for r in found] == [
         ("0000", "finished", 6), ("0000-1", "finished", 6), ("0001", "finished", 6), ("0001-1", "finished", 6)
@@ -34,6 +34,8 @@ def test_random_search_trains_each_trial_and_writes_what_it_found(
         assert record.scores["entropy"] == read_rows(str(folder))[-1]["entropy"]
     table = pq.read_table(files["results.parquet"]).to_pydict()
     assert sorted(set(table["place"])) == [1, 2] and all(table["target_miou (oracle)"])
+    assert table["chosen_by"][0].startswith("by information_maximisation, augmentation_consistency, mean rank")
+    assert all(table["augmentation_consistency"])
     best = load_phases(files["best.yaml"])[0].recipe
     assert isinstance(best, Recipe) and best.out is None and best.seed == 0
     first = table["place"].index(1)

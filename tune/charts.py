@@ -80,7 +80,7 @@ def shade(share: float | None) -> str:
 
 
 def parallel(axes: Sequence[Axis], lines: Sequence[Line]) -> Markup:
-    """One vertical axis a field and one for the score, a line a configuration; the best are drawn last.
+    """One vertical axis a field or score, a line a configuration; the best are drawn last.
 
     A line leaves out the axes of fields that it does not have.
     """

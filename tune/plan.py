@@ -20,7 +20,7 @@ from distuda.plan import Phase, load_phases
 from distuda.plan import to_yaml as phases_to_yaml
 from distuda.recipe import Recipe
 from distuda.resume import differences
-from tune.results import AGGREGATE, OF_CLIPS
+from tune.results import AGGREGATE, AGGREGATED, OF_CLIPS
 from tune.run import total_steps
 from tune.space import Configuration, Space, words_of
 from tune.trial import TARGET_MIOU
@@ -30,6 +30,9 @@ Scheduler = Literal["none", "asha", "median"]
 
 NUM = 16
 """Configurations, unless the user says how many."""
+
+OBJECTIVE = "information_maximisation"
+"""Score that is searched by unless the user names one."""
 
 POINTS = 3
 """Numbers a range of a grid, unless the user says how many."""
@@ -52,7 +55,8 @@ class Plan:
         points: of a grid, numbers a range; None = `POINTS`.
         scheduler: what ends trials early.
         objective: score that is searched by.
-        choose: scores whose mean place decides in the end; empty = the objective.
+        choose: scores whose mean place decides in the end, or `AGGREGATE` alone; empty = that, and with an objective
+            that is not `OBJECTIVE` the objective.
         seeds: trials a configuration; with a scheduler only of those that the first seed brought to their end.
         concurrent: trials at once; 0 = as many as fit.
         cpus, gpus: logical CPUs and GPUs of a trial that runs in one process; None = by the machine.
@@ -70,7 +74,7 @@ class Plan:
     num: int | None = None
     points: int | None = None
     scheduler: Scheduler = "none"
-    objective: str = "information_maximisation"
+    objective: str = OBJECTIVE
     choose: tuple[str, ...] = ()
     seeds: int = 1
     concurrent: int = 0
@@ -89,6 +93,7 @@ class Plan:
 
 def settle(plan: Plan) -> tuple[Plan, list[Phase]]:
     """The plan with everything decided that can be decided without Ray, and the phases that are searched from."""
+    plan = replace(plan, choose=plan.choose or ((AGGREGATE if plan.objective == OBJECTIVE else plan.objective),))
     _require_options(plan)
     if storage.is_local(plan.out):
         plan = replace(plan, out=str(Path(storage.filesystem(plan.out)[1]).absolute()))
@@ -192,8 +197,8 @@ def _require_known_scores(plan: Plan) -> None:
         )
     if AGGREGATE in plan.choose and len(plan.choose) > 1:
         raise UserError(
-            f"--choose {','.join(plan.choose)}: {AGGREGATE} is the mean place over all label-free scores and takes no "
-            "other beside it. Give it alone, or the scores by their names."
+            f"--choose {','.join(plan.choose)}: {AGGREGATE} is the mean place over {' and '.join(AGGREGATED)} and takes "
+            "no other beside it. Give it alone, or the scores by their names."
         )
     for names, allowed in (((plan.objective,), known), (plan.choose, [*known, AGGREGATE])):
         for name in names:
@@ -204,7 +209,8 @@ def _require_known_scores(plan: Plan) -> None:
 def _words_for_all(plan: Plan, base: Sequence[Phase]) -> list[str]:
     """What every trial needs: the scores that are asked for, and a checkpoint at each evaluation."""
     recipe = last_recipe(base)
-    wanted = [name for name in SCORES if name in (*recipe.evaluation.scores, plan.objective, *plan.choose)]
+    decide = AGGREGATED if AGGREGATE in plan.choose else plan.choose
+    wanted = [name for name in SCORES if name in (*recipe.evaluation.scores, plan.objective, *decide)]
     words = [f"evaluation.scores=[{','.join(wanted)}]"]
     if not any(word.startswith("checkpoint.every_steps=") for word in plan.words):
         words.append(f"checkpoint.every_steps={recipe.evaluation.every_steps}")

@@ -45,7 +45,7 @@ def render(records: Records, ranked: Sequence[Found], space: Space, objective: s
     names = list(dict.fromkeys(name for record in ordered for name in record.scores))
     lines = _lines(ordered, place, len(ranked))
     axes = _axes(ordered, space)
-    scores = score_axis(label_of(key), [r.scores[key] for r in ordered if key in r.scores])
+    searched, *others = [_score_axis(ordered, name) for name in dict.fromkeys(map(key_of, (objective, *by)))]
     return template("sweep.html.j2").render(
         out=records.out,
         objective=label_of(objective),
@@ -55,8 +55,8 @@ def render(records: Records, ranked: Sequence[Found], space: Space, objective: s
         best_words=words_of(ranked[0].records[0].configuration) if ranked else [],
         counts=_counts(ordered),
         seconds=sum(record.seconds for record in ordered),
-        parallel=parallel([*axes, scores], lines),
-        scatters=[(axis.name, scatter(axis, scores, lines)) for axis in axes],
+        parallel=parallel([*axes, *others, searched], lines),
+        scatters=[(axis.name, scatter(axis, searched, lines)) for axis in axes],
         curves=_curves(records, ordered, key, place),
         columns=[axis.name for axis in axes],
         score_columns=[(name, label_of(name)) for name in names],
@@ -78,6 +78,10 @@ def _axes(records: Sequence[Record], space: Space) -> list[Axis]:
         if values := [_shown(record)[path] for record in records if path in record.configuration]:
             axes.append(axis_of(path, values, spans.get(path)))
     return axes
+
+
+def _score_axis(records: Sequence[Record], key: str) -> Axis:
+    return score_axis(label_of(key), [record.scores[key] for record in records if key in record.scores])
 
 
 def _shown(record: Record) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from distuda import storage
-from distuda.metrics.label_free import SCORES
+from distuda.metrics.label_free import ScoreName
 from distuda.plan import Phase
 from distuda.plan import to_yaml as phases_to_yaml
 from distuda.recipe import Recipe
@@ -22,7 +22,13 @@ from tune.records import Record, Records
 from tune.trial import TARGET_MIOU, key_of
 
 AGGREGATE = "aggregate"
-"""The final choice by the mean place over every label-free score of the evaluations."""
+"""The final choice by the mean place over `AGGREGATED`."""
+
+AGGREGATED: tuple[ScoreName, ...] = ("information_maximisation", "augmentation_consistency")
+"""What the aggregate is made of. The two see different things: whether predictions are sure and diverse, and whether
+they survive a change that means nothing, class by class; each alone was at times fooled where the other was not. Entropy
+beside them would count sureness twice, and the other scores cost more than they warn of
+(benchmarks/label_free_selection.md)."""
 
 OF_CLIPS = "temporal_consistency"
 """The label-free score that clips have without being asked."""
@@ -82,12 +88,12 @@ def ranking(records: Records, choose: Sequence[str], objective: str, seeds: int)
 
 
 def chosen_by(choose: Sequence[str], objective: str, records: Records) -> list[str]:
-    """The scores that decide: those named, or for the aggregate every label-free one that all candidates have."""
+    """The scores that decide: those named, or of the aggregate's those that all candidates have, if any."""
     if AGGREGATE not in choose:
-        return list(choose) or [objective]
+        return list(choose)
     finished = [record for record in records if record.status == "finished"]
     candidates = finished or [record for group in _stopped_last(records) for record in group]
-    common = [name for name in (*SCORES, OF_CLIPS) if all(name in record.scores for record in candidates)]
+    common = [name for name in AGGREGATED if all(name in record.scores for record in candidates)]
     return common if candidates and common else [objective]
 
 
