@@ -197,8 +197,8 @@ def _require_known_scores(plan: Plan) -> None:
         )
     if AGGREGATE in plan.choose and len(plan.choose) > 1:
         raise UserError(
-            f"--choose {','.join(plan.choose)}: {AGGREGATE} is the mean place over {' and '.join(AGGREGATED)} and takes "
-            "no other beside it. Give it alone, or the scores by their names."
+            f"--choose {','.join(plan.choose)}: {AGGREGATE} is the mean place over {' and '.join(AGGREGATED)} and "
+            "takes no other beside it. Give it alone, or the scores by their names."
         )
     for names, allowed in (((plan.objective,), known), (plan.choose, [*known, AGGREGATE])):
         for name in names:

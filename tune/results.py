@@ -26,9 +26,8 @@ AGGREGATE = "aggregate"
 
 AGGREGATED: tuple[ScoreName, ...] = ("information_maximisation", "augmentation_consistency")
 """What the aggregate is made of. The two see different things: whether predictions are sure and diverse, and whether
-they survive a change that means nothing, class by class; each alone was at times fooled where the other was not. Entropy
-beside them would count sureness twice, and the other scores cost more than they warn of
-(benchmarks/label_free_selection.md)."""
+they survive a change that means nothing, class by class; where one was fooled the other was not. Entropy beside them
+would count sureness twice, and the other scores mislead more than they warn (benchmarks/label_free_selection.md)."""
 
 OF_CLIPS = "temporal_consistency"
 """The label-free score that clips have without being asked."""
