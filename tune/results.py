@@ -92,7 +92,7 @@ def chosen_by(choose: Sequence[str], objective: str, records: Records) -> list[s
         return list(choose)
     finished = [record for record in records if record.status == "finished"]
     candidates = finished or [record for group in _stopped_last(records) for record in group]
-    common = [name for name in AGGREGATED if all(name in record.scores for record in candidates)]
+    common: list[str] = [name for name in AGGREGATED if all(name in record.scores for record in candidates)]
     return common if candidates and common else [objective]
 
 
