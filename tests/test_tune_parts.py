@@ -15,7 +15,7 @@ from distuda.recipe import Recipe, load_recipe
 from tune import resources, trial
 from tune.plan import agree, settle
 from tune.records import DONATED, Record, Records
-from tune.resources import share_of_cluster, threads_of
+from tune.resources import HEAD, share_of_cluster, threads_of
 from tune.run import Task
 from tune.search import Tpe
 from tune.space import Configuration
@@ -166,9 +166,9 @@ def test_a_cluster_that_grows_is_waited_for_by_all_trials(
     assert share(monkeypatch, head, "device=cuda", cpus=4, concurrent=5) == (5, {"CPU": 4, "GPU": 1.0})
     assert share(monkeypatch, head, cpus=8) == (16, {"CPU": 8})
     capsys.readouterr()
-    assert share(monkeypatch, head, "device=cuda", "workers=2", concurrent=3) == (3, {"memory": 1.0})
+    assert share(monkeypatch, head, "device=cuda", "workers=2", concurrent=3) == (3, {HEAD: 0.2501})
     assert not capsys.readouterr().err
-    assert share(monkeypatch, head, "device=cuda", "workers=2") == (1, {"memory": 1.0})
+    assert share(monkeypatch, head, "device=cuda", "workers=2") == (1, {HEAD: 0.5001})
     assert "2 GPUs a trial, but the cluster has 0; waiting until it has grown" in capsys.readouterr().err
 
 
@@ -183,9 +183,18 @@ def test_a_trial_computes_with_the_cpus_it_takes(monkeypatch: pytest.MonkeyPatch
 
 def test_trials_with_workers_run_as_far_as_their_gpus_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     big = [{"CPU": 32.0, "GPU": 2.0}] * 2
-    assert share(monkeypatch, big, "workers=2") == (2, {"memory": 1.0})
-    assert share(monkeypatch, big, "workers=2", "device=cpu") == (16, {"memory": 1.0})
-    assert share(monkeypatch, big, "workers=2", concurrent=3) == (3, {"memory": 1.0})
+    assert share(monkeypatch, big, "workers=2") == (2, {HEAD: 0.3334})
+    assert share(monkeypatch, big, "workers=2", "device=cpu") == (16, {HEAD: 0.0589})
+    assert share(monkeypatch, big, "workers=2", concurrent=3) == (3, {HEAD: 0.2501})
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 16, 30, 64, 90])
+def test_as_many_trials_with_workers_as_have_room_and_no_more(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Also of a population, whose members Tune starts as long as there are resources; Ray Train has its own there."""
+    _, resources = share(monkeypatch, [{"CPU": 2.0 * at_once}], "workers=1", num=1000)
+    units, of_train = round(resources[HEAD] * 10_000), 10 * (at_once + 1)
+    assert at_once * units + of_train <= 10_000
+    assert (10_000 - of_train) // units == at_once
 
 
 def test_what_no_node_holds_is_refused_or_waited_for(

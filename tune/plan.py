@@ -236,8 +236,6 @@ def _require_fit(plan: Plan, phases: Sequence[Phase]) -> None:
         raise UserError(
             f"--cpus and --gpus are for trials of one process; with workers={recipe.workers} the workers take theirs."
         )
-    if recipe.workers and plan.search == "pbt" and plan.concurrent:
-        raise UserError("--search pbt with workers runs as many trials at once as have room: leave --concurrent out.")
     _require_scores(plan, phases)
 
 

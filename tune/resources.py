@@ -12,14 +12,20 @@ from distuda.recipe import Recipe
 
 Resources = dict[str, float]
 
+HEAD = "node:__internal_head__"
+"""Ray's name for a resource of which a cluster has one, on its head. Shares of it bound how many trials with workers
+run at once. Tune starts the members of a population as far as resources reach: if they took none, the workers of all
+would take every CPU and wait for ever for data. CPUs will not do: with a hundredth of one taken none whole is left to
+read data by."""
+
 
 def share_of_cluster(
     recipe: Recipe, num: int, *, concurrent: int, cpus: float | None, gpus: float | None
 ) -> tuple[int, Resources]:
     """Start Ray; trials at once, and the logical resources of one.
 
-    A trial with ``workers`` takes next to nothing itself: its workers take theirs. One that trains in its own process
-    takes a fair share of the CPUs, never more than a node has, and the GPU it trains on.
+    A trial with ``workers`` takes a place on the head: its workers take what they need. One that trains in its own
+    process takes a fair share of the CPUs, never more than a node has, and the GPU it trains on.
 
     Args:
         recipe: its workers and its device.
@@ -36,8 +42,8 @@ def share_of_cluster(
 
     have = ray.cluster_resources()
     if recipe.workers:
-        # a byte, since Tune wants something: a hundredth of a CPU each, and none whole is left for data to be read by
-        return min(num, concurrent or _fitting_workers(recipe, have)), {"memory": 1.0}
+        at_once = min(num, concurrent or _fitting_workers(recipe, have))
+        return at_once, {HEAD: _place_on_head(at_once)}
     spare = max(1.0, have.get("CPU", 1.0) - 1)  # one is left to Ray Data
     if gpus is None:
         gpus = 1.0 if recipe.device == "cuda" or (recipe.device == "auto" and have.get("GPU", 0)) else 0.0
@@ -50,6 +56,14 @@ def share_of_cluster(
     # a fair share, so that just as many fit: a population is held back by nothing else
     share = cpus or max(0.01, math.floor(100 * min(spare / at_once, largest.get("CPU", spare))) / 100)
     return at_once, {"CPU": share, **({"GPU": gpus} if gpus else {})}
+
+
+def _place_on_head(at_once: int) -> float:
+    """A share of `HEAD` of which so many fit beside what Ray Train wants there itself; Ray counts in ten-thousandths.
+
+    Ray Train wants ten of them for each training and ten for itself, without which none would begin.
+    """
+    return min(10_000 // (at_once + 1) + 1, max(1, (9_990 - 10 * at_once) // at_once)) / 10_000
 
 
 def threads_of(resources: Resources) -> int:
@@ -72,7 +86,7 @@ def _fitting_workers(recipe: Recipe, have: Resources) -> int:
         if not fits and "RAY_ADDRESS" in os.environ:  # how many processes may wait on the head is not ours to say
             _say(
                 f"{recipe.workers} GPUs a trial, but the cluster has {gpus:g}; waiting until it has grown, one trial "
-                "at a time (with --concurrent N so many, of a population all)"
+                "at a time (with --concurrent N so many)"
             )
     return max(1, int(fits))
 
