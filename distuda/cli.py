@@ -193,7 +193,9 @@ def sweep(
     gpus: Annotated[float | None, typer.Option(help="GPUs of a trial, parts too; default: one if there is any")] = None,
     grace: Annotated[
         int | None,
-        typer.Option(help="steps before a trial may end early, and between decisions of pbt; default: a ninth [steps]"),
+        typer.Option(
+            help="steps of the last phase before a trial may end early, and between decisions of pbt; default: a ninth"
+        ),
     ] = None,
     keep: Annotated[int, typer.Option(help="ended trials, the best, whose checkpoints stay")] = 3,
     seed: Annotated[int, typer.Option(help="of the search")] = 0,

@@ -1,6 +1,7 @@
 """Trials without a cluster: what they report and when, what they go on from, what is kept of them."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from sweeps import WORDS, plan_for
 
 from distuda import storage
 from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
+from distuda.plan import load_phases
 from distuda.recipe import load_recipe
 from tune import sweep as sweeping
 from tune.live import Observer, _cause
@@ -93,6 +95,17 @@ def test_a_trial_that_is_trained_finds_nothing_left(domains: list[str], tmp_path
         trial = actor(tmp_path, domains, Rows(), replay=replay)
         told = [trial.step() for _ in steps]
         assert [one["step"] for one in told] == steps and told[-1]["done"] and "failed" not in told[-1]
+
+
+def test_steps_to_compare_by_are_counted_from_the_last_phase(domains: list[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "phases.yaml"
+    recipe.write_text("phases:\n- {name: first, steps: 2}\n- {name: second, steps: 4, init_from: first}\n")
+    made = actor(tmp_path, domains, Rows())
+    made.phases = load_phases(str(recipe), [*domains, f"out={tmp_path / 'run'}"])
+    early = made._result({"step": 2, "kind": "evaluation"}, over=False)
+    assert early["last_step"] == 0 and math.isnan(early["objective"])
+    late = made._result({"step": 5, "kind": "evaluation", "entropy": 0.5}, over=False)
+    assert (late["step"], late["last_step"], late["total"], late["objective"]) == (5, 3, 6, 0.5)
 
 
 def test_a_member_whose_donor_gave_up_the_checkpoint_says_so(
@@ -218,19 +231,25 @@ def test_the_median_lets_a_trial_train_on_where_others_wait() -> None:
     first = type("Trial", (), {"status": "RUNNING", "trial_id": "0"})()
     waiting = type("Trial", (), {"status": "PENDING", "trial_id": "1"})()
     tune = type("Controller", (), {"get_live_trials": lambda self: [first, waiting]})()
-    assert rule.on_trial_result(tune, first, {"step": 4, "objective": 0.5}) == TrialScheduler.CONTINUE
+    assert rule.on_trial_result(tune, first, {"last_step": 4, "objective": 0.5}) == TrialScheduler.CONTINUE
 
 
-def test_the_median_does_not_mind_an_early_phase_without_the_objective() -> None:
-    rule = scheduler_for("median", steps=6, grace=4)
-    others = [type("Trial", (), {"status": "RUNNING", "trial_id": str(number)})() for number in range(5)]
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_trials_are_compared_in_their_last_phase_alone(name: str) -> None:
+    """An early phase may have nothing to score, or score what the searched fields have no bearing on yet."""
+    rule = scheduler_for(name, steps=12, grace=4)
+    others = [type("Trial", (), {"status": "RUNNING", "trial_id": str(number)})() for number in range(6)]
     tune = type("Controller", (), {"get_live_trials": lambda self: others})()
-    for number, trial in enumerate(others):
-        assert rule.on_trial_result(tune, trial, {"step": 2, "objective": float("nan")}) == TrialScheduler.CONTINUE
-        decision = rule.on_trial_result(tune, trial, {"step": 4, "objective": number / 10})
+    for trial in others:
+        rule.on_trial_add(tune, trial)
+    for early in (float("nan"), 0.9):
+        for number, trial in enumerate(others):
+            told = {"last_step": -4, "objective": early - number}
+            assert rule.on_trial_result(tune, trial, told) == TrialScheduler.CONTINUE
+    for number, trial in enumerate(others[:5]):
+        decision = rule.on_trial_result(tune, trial, {"last_step": 4, "objective": number / 10})
         assert decision == TrialScheduler.CONTINUE  # each is better than all before it
-    worst = type("Trial", (), {"status": "RUNNING", "trial_id": "5"})()
-    assert rule.on_trial_result(tune, worst, {"step": 4, "objective": -0.1}) == TrialScheduler.STOP
+    assert rule.on_trial_result(tune, others[5], {"last_step": 4, "objective": -0.1}) == TrialScheduler.STOP
 
 
 def test_a_cause_is_the_exception_and_not_the_advice_below_it(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from distuda.plan import to_yaml as phases_to_yaml
 from distuda.recipe import Recipe
 from distuda.resume import differences
 from tune.results import AGGREGATE, AGGREGATED, OF_CLIPS
-from tune.run import total_steps
 from tune.space import Configuration, Space, words_of
 from tune.trial import TARGET_MIOU
 
@@ -60,7 +59,8 @@ class Plan:
         seeds: trials a configuration; with a scheduler only of those that the first seed brought to their end.
         concurrent: trials at once; 0 = as many as fit.
         cpus, gpus: logical CPUs and GPUs of a trial that runs in one process; None = by the machine.
-        grace: steps before the scheduler may end a trial, and between decisions of ``pbt``; None = a ninth of them.
+        grace: steps of the last phase before the scheduler may end a trial, and between decisions of ``pbt``; None = a
+            ninth of them.
         keep: ended trials whose checkpoints stay.
         seed: of the search.
         resume: go on with the sweep in ``out``.
@@ -248,11 +248,12 @@ def _require_comparable(plan: Plan, phases: Sequence[Phase]) -> None:
                 f"{name} compares trials at equal steps, and {plan.space.name} searches {path!r}, which changes how "
                 f"many there are and what is trained in them. Fix it on the command line and leave it out of the space."
             )
-    steps, recipe = total_steps(phases), last_recipe(phases)
-    if grace_of(plan, phases) >= steps:
+    recipe, grace = last_recipe(phases), grace_of(plan, phases)
+    if grace >= recipe.steps:
+        whose = "the last phase" if phases[0].name else "a trial"
         raise UserError(
-            f"{name} would decide nothing: its first decision falls after {grace_of(plan, phases)} steps, and a trial "
-            f"has {steps}. Lower {'--grace' if plan.grace else 'evaluation.every_steps'}."
+            f"{name} would decide nothing: its first decision falls after {grace} steps, and {whose} has "
+            f"{recipe.steps}. Lower {'--grace' if plan.grace else 'evaluation.every_steps'}."
         )
     if plan.search == "pbt" and recipe.evaluation.every_steps % recipe.checkpoint.every_steps:
         raise UserError(
@@ -286,9 +287,10 @@ def _require_scores(plan: Plan, phases: Sequence[Phase]) -> None:
 
 
 def grace_of(plan: Plan, phases: Sequence[Phase]) -> int:
-    """Steps before the scheduler decides: as asked for, or the first evaluation past a ninth of all."""
-    every = last_recipe(phases).evaluation.every_steps
-    return plan.grace or -(-total_steps(phases) // (9 * every)) * every
+    """Steps of the last phase before the scheduler decides: as asked for, or its first evaluation past a ninth."""
+    recipe = last_recipe(phases)
+    every = recipe.evaluation.every_steps
+    return plan.grace or -(-recipe.steps // (9 * every)) * every
 
 
 def agree(plan: Plan, phases: Sequence[Phase]) -> Plan:

@@ -92,6 +92,11 @@ def offsets(phases: Sequence[Phase]) -> dict[str, int]:
     return {str(recipe.out): before for recipe, before in _trained(phases)}
 
 
+def steps_before_last(phases: Sequence[Phase]) -> int:
+    """Optimiser steps of all phases that train but the last, whose evaluations decide."""
+    return _trained(phases)[-1][1]
+
+
 def recorded(phases: Sequence[Phase]) -> list[Row]:
     """The evaluations that lie in a trial's run folder, as its `TrialRun` gave them."""
     return [

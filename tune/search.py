@@ -102,18 +102,23 @@ class Tpe(Searcher):
 def scheduler_for(name: str, *, steps: int, grace: int) -> TrialScheduler:
     """Tune's scheduler of a name, with steps counted by ourselves: Tune's own count starts anew after a restart.
 
+    Trials are compared in their last phase alone: on what comes before the fields of later phases have no bearing yet,
+    and it may have nothing to score.
+
     Args:
         name: ``none``, ``asha`` (Li et al., MLSys 2020) or ``median`` (Golovin et al., KDD 2017).
-        steps: of a whole trial.
-        grace: steps that every trial gets.
+        steps: of a trial's last phase.
+        grace: of these, those that every trial gets.
     """
     if name == "asha":
         return ASHAScheduler(
-            time_attr="step", metric="objective", mode="max", max_t=steps, grace_period=min(grace, steps),
+            time_attr="last_step", metric="objective", mode="max", max_t=steps, grace_period=min(grace, steps),
             reduction_factor=REDUCTION,
         )  # fmt: skip
     if name == "median":
-        return _Median(time_attr="step", metric="objective", mode="max", grace_period=grace, min_samples_required=3)
+        return _Median(
+            time_attr="last_step", metric="objective", mode="max", grace_period=grace, min_samples_required=3
+        )
     return FIFOScheduler()
 
 

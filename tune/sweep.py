@@ -21,7 +21,7 @@ from tune.records import ENDED, Record, Records
 from tune.report import write_report
 from tune.resources import Resources, share_of_cluster, threads_of
 from tune.results import chosen_by, how_chosen, label_of, ranking, write_results
-from tune.run import Task, total_steps
+from tune.run import Task
 from tune.space import Configuration
 
 POPULATION = "population"
@@ -50,7 +50,7 @@ class _Run:
 
     def __init__(self, plan: Plan, phases: Sequence[Phase], records: Records) -> None:
         self.plan, self.records = plan, records
-        self.recipe, self.steps, self.grace = last_recipe(phases), total_steps(phases), grace_of(plan, phases)
+        self.recipe, self.grace = last_recipe(phases), grace_of(plan, phases)
         self.first_seeds = 1 if plan.scheduler != "none" else plan.seeds
 
     def search(self) -> None:
@@ -138,7 +138,7 @@ class _Run:
         if plan.search == "pbt":
             scheduler = population(plan.space, every=self.grace, seed=plan.seed)
         else:
-            scheduler = scheduler_for(scheduler_name, steps=self.steps, grace=self.grace)
+            scheduler = scheduler_for(scheduler_name, steps=self.recipe.steps, grace=self.grace)
         begun = {record.number: record.configuration for record in self.records}
         searcher = None
         if listed is None:

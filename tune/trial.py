@@ -28,9 +28,9 @@ from tune.run import (
     TrialRun,
     kept,
     numbers,
-    offsets,
     reason,
     recorded,
+    steps_before_last,
     total_steps,
     trace_of,
 )
@@ -53,8 +53,9 @@ class TrialActor(tune.Trainable):
     A trial's ``config["trial"]`` is what `sweep` says of it: ``id``, ``words``, ``configuration``, ``ended`` (its
     recorded evaluations are all there will be), ``replay`` and ``donor`` (the checkpoint of another that an earlier
     sitting gave it, ``folder`` and ``step``, or None). Of each evaluation it reports its ``id``, ``step``,
-    ``objective`` and every score as ``score_NAME``, and ``refused`` where it was to go on from another's checkpoint
-    that was gone; a trial that failed reports once more, with ``failed`` as its cause and NaN for its objective.
+    ``last_step`` (counted from where the last phase begins), ``objective`` and every score as ``score_NAME``, and
+    ``refused`` where it was to go on from another's checkpoint that was gone; a trial that failed reports once more,
+    with ``failed`` as its cause and NaN for its objective.
     """
 
     run: TrialRun | None
@@ -164,13 +165,17 @@ class TrialActor(tune.Trainable):
         scores = numbers(row)
         name = key_of(self.objective)
         self.reported = row["step"]
+        last_step = row["step"] - steps_before_last(self.phases)
         if name not in scores:
-            if row["step"] <= max(offsets(self.phases).values()):  # of an early phase, which may have nothing to score
-                return {"step": row["step"], "objective": math.nan, "done": over}
+            if last_step <= 0:  # of an early phase, which may have nothing to score
+                return {"step": row["step"], "last_step": last_step, "objective": math.nan, "done": over}
             raise UserError(f"no evaluation has the score {self.objective!r}. It has: {', '.join(scores)}.")
         named = {f"score_{key}": value for key, value in scores.items()}
         total = total_steps(self.phases)
-        return {"step": row["step"], "total": total, "objective": scores[name], **named, "done": over}
+        return {
+            "step": row["step"], "last_step": last_step, "total": total, "objective": scores[name], **named,
+            "done": over,
+        }  # fmt: skip
 
 
 def donate(folder: str, step: int) -> None:
