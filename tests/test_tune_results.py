@@ -138,7 +138,7 @@ def test_equal_mean_places_are_decided_by_the_objective(tmp_path: Path) -> None:
         for objective, best in (("entropy", 0), ("source_miou", 1)):
             assert [one.rank for one in ranking(records, choose, objective, 1)] == [1.5, 1.5]
             assert ranking(records, choose, objective, 1)[0].number == best
-            assert worth_keeping(records, choose, objective, 1) == [f"000{best}"]
+            assert worth_keeping(records, choose, objective, 1, 1) == [f"000{best}"]
     for record in records:
         record.scores["miou"] = record.number  # the oracle, by its own name
     assert ranking(records, ["entropy", "source_miou"], "target_miou", 1)[0].number == 1
@@ -194,13 +194,34 @@ def test_checkpoints_stay_with_what_is_chosen(tmp_path: Path) -> None:
     records = made(
         tmp_path, [("finished", 0.9, 0.1), ("finished", 0.8, 0.8), ("finished", 0.1, 0.9), ("stopped", 1, 1)]
     )
-    assert worth_keeping(records, ["entropy"], "entropy", 2) == ["0000", "0001"]
-    assert worth_keeping(records, ["source_miou"], "entropy", 2) == ["0002", "0001"]
-    assert worth_keeping(records, ["source_miou"], "entropy", 4) == ["0002", "0001", "0000", "0003"]
+    assert worth_keeping(records, ["entropy"], "entropy", 1, 2) == ["0000", "0001"]
+    assert worth_keeping(records, ["source_miou"], "entropy", 1, 2) == ["0002", "0001"]
+    assert worth_keeping(records, ["source_miou"], "entropy", 1, 4) == ["0002", "0001", "0000", "0003"]
     for record in records.add(2, {}, 3)[1:]:
         record.status, record.scores = "finished", {"entropy": 0.2, "source_miou": 0.9}
     # one configuration, whole
-    assert worth_keeping(records, ["source_miou"], "entropy", 1) == ["0002", "0002-1", "0002-2"]
+    assert worth_keeping(records, ["source_miou"], "entropy", 3, 1) == ["0002", "0002-1", "0002-2"]
+    records.by_id["0002-2"].status = "failed"  # and one that is not whole is chosen after one that is
+    for record, *more in (records.add(1, {}, 3),):
+        for other in more:
+            other.status, other.scores = "finished", record.scores
+    assert worth_keeping(records, ["source_miou"], "entropy", 3, 1) == ["0001", "0001-1", "0001-2"]
+    assert ranking(records, ["source_miou"], "entropy", 3)[0].number == 1
+
+
+def test_what_later_trials_can_put_first_is_kept(tmp_path: Path) -> None:
+    """The second leads until the fourth and fifth, which come between it and the first by one score alone."""
+    scores = [(0.9, 0.5), (0.6, 0.8), (0.5, 0.4), (0.8, 0.1), (0.7, 0.1)]
+    records, both = Records(str(tmp_path)), ["entropy", "source_miou"]
+    leaders = []
+    for number, (first, second) in enumerate(scores):
+        [record] = records.add(number, {}, 1)
+        record.status, record.scores = "finished", {"entropy": first, "source_miou": second}
+        (tmp_path / "trials" / record.id / "checkpoints").mkdir()
+        Observer(records, "source_miou", both, 1, 1, 5).free()
+        leaders.append(ranking(records, both, "source_miou", 1)[0].number)
+    assert leaders == [0, 1, 1, 0, 0]
+    assert sorted(path.parent.name for path in tmp_path.glob("trials/*/checkpoints")) == ["0000", "0001"]
 
 
 def test_trials_that_ended_without_the_score_are_kept_and_said(domains: list[str], tmp_path: Path) -> None:
@@ -208,7 +229,7 @@ def test_trials_that_ended_without_the_score_are_kept_and_said(domains: list[str
     records = made(tmp_path / "sweep", [("finished", 0.9, 0.1), ("stopped", 0.8, 0.8)])
     checkpoints = Path(records.folder("0000")) / "checkpoints"
     checkpoints.mkdir()
-    Observer(records, plan.objective, plan.choose, 1, 2).free()
+    Observer(records, plan.objective, plan.choose, 1, 1, 2).free()
     assert checkpoints.exists()
     with pytest.raises(RunFailed, match=r"2 trials came to an end, but none has class_prior_div.* have: entropy"):
         finish(plan, records, 0)
@@ -286,7 +307,7 @@ def test_the_oracle_is_called_so_everywhere(tmp_path: Path) -> None:
     ):
         table = pq.read_table(io.BytesIO(to_parquet(records, ranked, by, objective)))
         assert table["chosen_by"].to_pylist() == [said]
-        assert f"chosen {said}" in str(Observer(records, objective, by, 1, 1).table().title)
+        assert f"chosen {said}" in str(Observer(records, objective, by, 1, 1, 1).table().title)
     phases, entropy = load_phases(None, []), ["entropy"]
     assert best_yaml(phases, ranked[0], ["target_miou"], "target_miou", "s").startswith(
         "# The best configuration of s by target_miou (oracle).\n"

@@ -125,7 +125,7 @@ def test_a_member_whose_donor_gave_up_the_checkpoint_says_so(
     assert not trial.step()["refused"]
     records = Records(str(tmp_path))
     records.add(0, {}, 1)
-    Observer(records, "entropy", (), 1, 1).on_trial_result(1, [], "0000", first)
+    Observer(records, "entropy", (), 1, 1, 1).on_trial_result(1, [], "0000", first)
     assert "trial 0000  goes on from its own weights: the other trial's checkpoint was gone" in capsys.readouterr().err
 
 
@@ -136,7 +136,7 @@ def test_a_member_goes_on_from_what_it_was_given_before_a_kill(domains: list[str
     checkpoint(Path(records.folder("0000")), 2)
     checkpoint(Path(records.folder("0001")), 2, 4)
     donate(records.folder("0001"), 4)
-    observer = Observer(records, "entropy", (), 1, 2)
+    observer = Observer(records, "entropy", (), 1, 1, 2)
     copied = type("Result", (), {"metrics": {"id": "0001", "step": 4}})
     trial = type("Trial", (), {"__str__": lambda self: "0000", "latest_checkpoint_result": copied})()
     trial.config = {"trial": {"configuration": {"optimizer.lr": 0.16}}}

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune.records import Record, Records
-from tune.results import chosen_by, how_chosen, label_of, worth_keeping
+from tune.results import chosen_by, how_chosen, label_of, may_lead, worth_keeping
 from tune.space import Configuration, words_of
 from tune.trial import key_of
 
@@ -26,14 +26,18 @@ class Observer(tune.Callback):
         records: of the sweep.
         objective: what is searched by.
         choose: what decides in the end, as the user named it.
+        seeds: trials a configuration.
         keep: ended trials whose checkpoints stay, the best ones.
         num: trials in all, as far as known.
     """
 
     ROWS = 16
 
-    def __init__(self, records: Records, objective: str, choose: Sequence[str], keep: int, num: int) -> None:
-        self.records, self.objective, self.choose, self.keep, self.num = records, objective, choose, keep, num
+    def __init__(
+        self, records: Records, objective: str, choose: Sequence[str], seeds: int, keep: int, num: int
+    ) -> None:
+        self.records, self.objective, self.choose = records, objective, choose
+        self.seeds, self.keep, self.num = seeds, keep, num
         self.live = Live(console=Console(stderr=True), refresh_per_second=2) if sys.stderr.isatty() else None
         self.began_s = time.monotonic()
         self._told: set[tuple[str, int, str]] = set()
@@ -120,9 +124,9 @@ class Observer(tune.Callback):
         return record.scores.get(key_of(self.objective), float("-inf"))
 
     def free(self) -> None:
-        """Remove the checkpoints of ended trials that are not among the best, once it is known which are."""
-        if best := worth_keeping(self.records, self._by(), self.objective, self.keep):
-            self.records.free_checkpoints(best)
+        """Remove the checkpoints of ended trials that neither are the best nor can be, once it is known which are."""
+        if best := worth_keeping(self.records, self._by(), self.objective, self.seeds, self.keep):
+            self.records.free_checkpoints([*best, *may_lead(self.records, self._by(), self.seeds)])
 
     def _by(self) -> list[str]:
         return chosen_by(self.choose, self.objective, self.records)

@@ -76,12 +76,10 @@ def ranking(records: Records, choose: Sequence[str], objective: str, seeds: int)
     Those whose every seed was trained to its end; where there are none, by the seeds that were; where none was, the
     trials that the scheduler ended last: scores of different steps do not compare.
     """
-    finished = _by_number([record for record in records if record.status == "finished"])
-    whole = [group for group in finished if len(group) == seeds]
+    whole, parts = _finished(records, seeds)
     names = [key_of(name) for name in choose]
-    for groups in (whole, finished, _stopped_last(records)):
-        found = [one for one in map(_mean, groups) if all(name in one.scores for name in names)]
-        if found:
+    for groups in (whole, parts, _stopped_last(records)):
+        if found := _with_all(groups, names):
             return by_mean_place(found, names, key_of(objective))
     return []
 
@@ -96,17 +94,41 @@ def chosen_by(choose: Sequence[str], objective: str, records: Records) -> list[s
     return common if candidates and common else [objective]
 
 
-def worth_keeping(records: Records, choose: Sequence[str], objective: str, keep: int) -> list[str]:
+def worth_keeping(records: Records, choose: Sequence[str], objective: str, seeds: int, keep: int) -> list[str]:
     """Trials whose checkpoints stay: all seeds of the configuration that leads now, then the next best trials."""
     names = [key_of(name) for name in choose]
+    stopped = _by_number([record for record in records if record.status == "stopped"])
     best: list[list[Record]] = []
-    for status in ("finished", "stopped"):  # what can be chosen comes first
-        found = map(_mean, _by_number([record for record in records if record.status == status]))
-        with_all = [one for one in found if all(name in one.scores for name in names)]
-        ranked = by_mean_place(with_all, names, key_of(objective))
-        best += [one.records for one in ranked]
+    for groups in (*_finished(records, seeds), stopped):  # in the order in which `ranking` looks at them
+        best += [one.records for one in by_mean_place(_with_all(groups, names), names, key_of(objective))]
     trials = [record.id for group in best for record in group]
     return trials[: max(keep, len(best[0]))] if best else []
+
+
+def may_lead(records: Records, choose: Sequence[str], seeds: int) -> list[str]:
+    """Trials of finished configurations that no other beats by every score.
+
+    Places depend on who else there is, so trials to come can put any of these first, and none but these.
+    """
+    names = [key_of(name) for name in choose]
+    found = [one for groups in _finished(records, seeds) for one in _with_all(groups, names)]
+    return [r.id for one in found if not any(_beats(other, one, names) for other in found) for r in one.records]
+
+
+def _beats(one: Found, other: Found, names: Sequence[str]) -> bool:
+    pairs = [(one.scores[name], other.scores[name]) for name in names]
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+
+def _finished(records: Records, seeds: int) -> tuple[list[list[Record]], list[list[Record]]]:
+    """Finished trials of each configuration: of those with as many as there are seeds, and of the others."""
+    groups = _by_number([record for record in records if record.status == "finished"])
+    return [g for g in groups if len(g) == seeds], [g for g in groups if len(g) != seeds]
+
+
+def _with_all(groups: Sequence[list[Record]], names: Sequence[str]) -> list[Found]:
+    """Means of those that have all of these scores."""
+    return [one for one in map(_mean, groups) if all(name in one.scores for name in names)]
 
 
 def _by_number(records: Sequence[Record]) -> list[list[Record]]:

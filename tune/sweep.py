@@ -20,7 +20,7 @@ from tune.plan import Plan, agree, drawn, grace_of, last_recipe, settle
 from tune.records import ENDED, Record, Records
 from tune.report import write_report
 from tune.resources import Resources, share_of_cluster, threads_of
-from tune.results import chosen_by, how_chosen, label_of, ranking, write_results
+from tune.results import chosen_by, how_chosen, label_of, ranking, worth_keeping, write_results
 from tune.run import Task
 from tune.space import Configuration
 
@@ -83,7 +83,9 @@ class _Run:
         from tune.live import Observer
 
         with tempfile.TemporaryDirectory(prefix="distuda-sweep-") as scratch:
-            observer = Observer(self.records, plan.objective, plan.choose, plan.keep, max(num, len(self.records)))
+            observer = Observer(
+                self.records, plan.objective, plan.choose, plan.seeds, plan.keep, max(num, len(self.records))
+            )
             with observer:
                 self._tuner(listed, concurrent, resources, scheduler, observer, scratch).fit()
             observer.free()  # nobody writes any more
@@ -190,6 +192,7 @@ def finish(plan: Plan, records: Records, seed: int) -> dict[str, str]:
     ranked = ranking(records, by, plan.objective, plan.seeds)
     best = None
     if ranked:
+        records.free_checkpoints(worth_keeping(records, by, plan.objective, plan.seeds, plan.keep))
         best = load_phases(plan.recipe, [*plan.words, *ranked[0].records[0].words(seed)])
     written = write_results(records, ranked, best, by, plan.objective)
     written["sweep.html"] = write_report(records, ranked, plan.space, plan.objective, by)
