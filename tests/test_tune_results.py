@@ -38,6 +38,7 @@ MISTAKES = {
     "oracle": (SPACE, {"choose": ("target_miou",), "words": ("evaluation.uri=none",)}, "--choose target_miou looks at"),
     "clips": (SPACE, {"choose": ("temporal_consistency",)}, "--choose temporal_consistency needs clips"),
     "cpus": (SPACE, {"cpus": 2, "words": ("workers=1",)}, "with workers=1 the workers take theirs"),
+    "options": ("method.calibrate_images: {choice: [0, 2]}\n", {"search": "pbt"}, "has options alone. Use grid"),
     "share": (SPACE, {"search": "pbt", "cpus": 1}, "give --cpus or --concurrent, not both"),
     "no grace": (SPACE, {"scheduler": "asha", "grace": 0}, "--grace 0 is too few. Give at least 1"),
     "grace in vain": (SPACE, {"grace": 2}, "--grace 2: nothing ends trials early or copies them"),

@@ -156,6 +156,35 @@ def test_a_member_goes_on_from_what_it_was_given_before_a_kill(domains: list[str
     assert record.donor is None
 
 
+def test_what_a_member_trained_since_it_copied_another_survives_its_process(domains: list[str], tmp_path: Path) -> None:
+    donor = {"folder": str(tmp_path / "trials" / "0001"), "step": 2}
+    checkpoint(Path(donor["folder"]), 2)
+    donate(donor["folder"], 2)
+    for own, reported, words in (([], [4], []), ([4], [6], []), ([6], [4], ["optimizer.lr=0.01"])):
+        checkpoint(tmp_path / "trials" / "0000", *own)
+        evaluated(tmp_path / "trials" / "0000", *own)
+        member = actor(tmp_path, [*domains, *words], Rows(4, 6), replay=False)
+        member.load_checkpoint(donor)  # Tune says so of each process until the member has saved for itself
+        assert [member.step()["step"]] == reported
+        kept = sorted(os.listdir(tmp_path / "trials" / "0000" / "checkpoints"))
+        # as another configuration it takes the same checkpoint once more
+        assert kept == (["step-00000002", "step-00000004"] if own == [4] else ["step-00000002"])
+
+
+def test_a_copy_of_the_same_configuration_is_noted_once(tmp_path: Path) -> None:
+    records = Records(str(tmp_path))
+    [record], _ = records.add(0, {"batch_size": 2}, 1), records.add(1, {"batch_size": 2}, 1)
+    observer = Observer(records, "entropy", (), 1, 1, 2)
+    config = {"trial": {"configuration": {"batch_size": 2}}}
+    trial = type("Trial", (), {"__str__": lambda self: "0000", "config": config})()
+    for name, step, history in (("0000", 2, 0), ("0001", 4, 1), ("0001", 4, 1), ("0001", 6, 2)):
+        metrics = {"id": name, "step": step}
+        trial.latest_checkpoint_result = type("Result", (), {"metrics": metrics})
+        observer.on_trial_start(1, [], trial)
+        assert len(record.history) == history
+    assert Records(str(tmp_path)).by_id["0000"].adopted == ("0001", 6)
+
+
 # A process of its own ------------------------------------------------------------------------------------------------
 
 

@@ -63,11 +63,10 @@ class Observer(tune.Callback):
         """A trial begins, goes on, or (population-based training) goes on as another configuration."""
         record = self._of(trial)
         given = trial.config["trial"]["configuration"]
-        if given != record.configuration:
+        if (donor := _donor(trial, record)) and (donor, given) != (record.adopted, record.configuration):
             record.history.append((record.step, record.configuration))
             record.configuration = given
-            copied = trial.latest_checkpoint_result.metrics
-            record.donor = (copied["id"], int(copied["step"]))
+            record.donor = record.adopted = donor
             self._say(record, f"goes on from another trial with {' '.join(words_of(given))}")
         elif record.status == "waiting":
             self._say(record, f"starts with {' '.join(words_of(given))}")
@@ -160,6 +159,12 @@ class Observer(tune.Callback):
                 f"{record.seconds:.0f}", words,
             )  # fmt: skip
         return table
+
+
+def _donor(trial: Any, record: Record) -> tuple[str, int] | None:
+    """The trial and step of the checkpoint that Tune has a trial go on from, where it is another's."""
+    copied = getattr(trial.latest_checkpoint_result, "metrics", None) or {}
+    return (copied["id"], int(copied["step"])) if copied.get("id", record.id) != record.id else None
 
 
 def _cause(trial: Any) -> str:

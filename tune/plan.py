@@ -230,6 +230,10 @@ def _require_fit(plan: Plan, phases: Sequence[Phase]) -> None:
     recipe = last_recipe(phases)
     if plan.search == "pbt" and (len(phases) > 1 or phases[0].name):
         raise UserError("--search pbt copies checkpoints between trials, and a recipe of phases has several. Use tpe.")
+    if plan.search == "pbt" and not plan.space.ranges():
+        raise UserError(
+            f"--search pbt moves numbers within their ranges, and {plan.space.name} has options alone. Use grid."
+        )
     if plan.search == "pbt" or plan.scheduler != "none":
         _require_comparable(plan, phases)
     if recipe.workers and (plan.cpus is not None or plan.gpus is not None):

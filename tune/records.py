@@ -39,6 +39,7 @@ class Record:
         scores: of the last evaluation.
         history: with population-based training, the configurations before: the step they ended at and what they were.
         donor: with population-based training, the trial and step of the checkpoint that it is yet to go on from.
+        adopted: the last that it was given.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Record:
     scores: dict[str, float] = field(default_factory=dict)
     history: list[tuple[int, Configuration]] = field(default_factory=list)
     donor: tuple[str, int] | None = None
+    adopted: tuple[str, int] | None = None
 
     def words(self, seed: int) -> list[str]:
         """Overrides of this trial: its configuration and its seed."""
@@ -71,7 +73,8 @@ class Records:
         for name in storage.list_folder(storage.join(out, "trials")):
             path = storage.join(self.folder(name), "trial.json")
             if storage.exists(path):
-                self.by_id[name] = Record(**json.loads(storage.read_bytes(path)))
+                record = self.by_id[name] = Record(**json.loads(storage.read_bytes(path)))
+                record.adopted = (record.adopted[0], record.adopted[1]) if record.adopted else None  # JSON has lists
 
     def __iter__(self) -> Any:
         return iter(self.by_id[name] for name in sorted(self.by_id))

@@ -5,6 +5,7 @@ it is, and whoever comes next goes on from its newest checkpoint. An actor that 
 behind it first reports these again, so that schedulers and searches know as much as if nothing had happened.
 """
 
+import json
 import math
 import os
 import time
@@ -37,6 +38,9 @@ from tune.run import (
 
 TARGET_MIOU = "target_miou"
 """The oracle: looks at labels that nobody has."""
+
+ADOPTED = "adopted.json"
+"""File in the run folder of a member of a population: which checkpoint it took last, and as what recipe."""
 
 DONATIONS = 4
 """Checkpoints that a trial of a population keeps for others: one may wait several decisions for its turn to take it."""
@@ -144,7 +148,7 @@ class TrialActor(tune.Trainable):
             os.chdir(self.task.cwd)
         self.phases = self.task.phases(self.trial_config["words"], self.folder)
         if self.donor and adopt(self.donor, self.phases):
-            self.reported = self.donor["step"]
+            self.reported = max([self.donor["step"], *(row["step"] for row in kept(self.phases))])
         elif self.trial_config["replay"]:  # of one that has ended the checkpoints may be gone
             self.replay = recorded(self.phases) if self.trial_config["ended"] else kept(self.phases)
         else:
@@ -189,10 +193,16 @@ def donate(folder: str, step: int) -> None:
 def adopt(donor: dict[str, Any], phases: list[Phase]) -> bool:
     """Put another run's checkpoint in place of a run's own, and the run's new recipe beside it.
 
-    False where the donor has given it up since: the run then goes on from its own, as the new recipe says.
+    Nothing is done where that had been done: a process that is lost later is told of the same donor again, and what
+    was trained since must not go. False where the donor has given the checkpoint up: the run then goes on from its own,
+    as the new recipe says.
     """
     recipe = phases[0].recipe
     assert isinstance(recipe, Recipe) and recipe.out is not None
+    note = storage.join(recipe.out, ADOPTED)
+    said = json.dumps({**donor, "recipe": to_yaml(recipe)}).encode()
+    if storage.exists(note) and storage.read_bytes(note) == said:
+        return True
     describe(phases)
     name = f"step-{donor['step']:08d}"
     given = storage.join(donor["folder"], DONATED, name)
@@ -206,6 +216,7 @@ def adopt(donor: dict[str, Any], phases: list[Phase]) -> bool:
         if old != name:
             storage.remove(storage.join(mine, old))
     storage.remove(storage.join(recipe.out, "best.json"))
+    storage.write_bytes(note, said)
     return True
 
 
