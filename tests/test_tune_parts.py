@@ -13,7 +13,7 @@ from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
 from distuda.errors import UserError
 from distuda.recipe import Recipe, load_recipe
 from tune import resources, trial
-from tune.plan import agree, settle
+from tune.plan import agree, last_recipe, settle
 from tune.records import DONATED, Record, Records
 from tune.resources import HEAD, share_of_cluster, threads_of
 from tune.run import Task
@@ -123,6 +123,22 @@ def test_a_sweep_that_was_moved_goes_on(domains: list[str], tmp_path: Path) -> N
     agree(*settle(resumed))
     with pytest.raises(UserError, match=r"otherwise: seed: 0 -> 1; recipe.phases.second.batch_size: 2 -> 1. Restore"):
         agree(*settle(replace(resumed, seed=1, words=(*resumed.words, "phases.second.batch_size=1"))))
+
+
+def test_a_sweep_that_goes_on_may_choose_by_any_score_that_its_trials_have(domains: list[str], tmp_path: Path) -> None:
+    agree(*settle(plan_for(tmp_path, domains)))
+    on = plan_for(tmp_path, domains, resume=True)
+    for choose in (("entropy",), ("information_maximisation", "augmentation_consistency"), ("target_miou",)):
+        agree(*settle(replace(on, choose=choose)))
+    with pytest.raises(UserError, match=r"--choose source_miou: the trials .* do not compute it. They have: ent"):
+        settle(replace(on, choose=("entropy", "source_miou")))
+    with pytest.raises(UserError, match=r"begun otherwise: recipe.evaluation.scores"):
+        agree(*settle(replace(on, words=(*on.words, "evaluation.scores=all"))))
+    # one that was begun to be chosen by one score has no aggregate to offer, and chooses by what there is
+    agree(*settle(replace(plan_for(tmp_path / "b", domains), choose=("entropy",))))
+    plan, phases = settle(plan_for(tmp_path / "b", domains, resume=True))
+    agree(plan, phases)
+    assert last_recipe(phases).evaluation.scores == ["entropy", "information_maximisation"]
 
 
 # Shares of a cluster -------------------------------------------------------------------------------------------------

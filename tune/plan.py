@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from distuda import storage
 from distuda.cluster.train import require_lasting
 from distuda.errors import UserError, nearest
-from distuda.metrics.label_free import SCORES
+from distuda.metrics.label_free import SCORES, ScoreName
 from distuda.phases import check
 from distuda.plan import Phase, load_phases
 from distuda.plan import to_yaml as phases_to_yaml
@@ -211,10 +211,25 @@ def _words_for_all(plan: Plan, base: Sequence[Phase]) -> list[str]:
     recipe = last_recipe(base)
     decide = AGGREGATED if AGGREGATE in plan.choose else plan.choose
     wanted = [name for name in SCORES if name in (*recipe.evaluation.scores, plan.objective, *decide)]
+    begun = _scores_of_begun(plan)
+    if begun is not None and set(recipe.evaluation.scores) <= set(begun):
+        wanted = begun  # it may choose by others of them than it was begun to
     words = [f"evaluation.scores=[{','.join(wanted)}]"]
     if not any(word.startswith("checkpoint.every_steps=") for word in plan.words):
         words.append(f"checkpoint.every_steps={recipe.evaluation.every_steps}")
     return words
+
+
+def _scores_of_begun(plan: Plan) -> list[ScoreName] | None:
+    """What the trials of a sweep that goes on compute; None of a new one."""
+    path = storage.join(plan.out, "sweep.json")
+    begun = json.loads(storage.read_bytes(path)).get("scores") if plan.resume and storage.exists(path) else None
+    if begun is not None and (lacking := [name for name in plan.choose if name in SCORES and name not in begun]):
+        raise UserError(
+            f"--choose {lacking[0]}: the trials of the sweep in {plan.out!r} do not compute it. They have: "
+            f"{', '.join(begun)}. Choose by these, or begin another sweep in another --out."
+        )
+    return begun
 
 
 def last_recipe(phases: Sequence[Phase]) -> Recipe:
@@ -306,7 +321,8 @@ def agree(plan: Plan, phases: Sequence[Phase]) -> Plan:
     fields = {name: str(kind) for name, kind in plan.space.fields.items()}
     said = {
         "space": fields, "search": plan.search, "points": plan.points or POINTS, "objective": plan.objective,
-        "seeds": plan.seeds, "seed": plan.seed, "recipe": phases_to_yaml(phases),
+        "seeds": plan.seeds, "seed": plan.seed, "scores": last_recipe(phases).evaluation.scores,
+        "recipe": phases_to_yaml(phases),
     }  # fmt: skip
     if storage.exists(path):
         if not plan.resume:
@@ -326,8 +342,12 @@ def agree(plan: Plan, phases: Sequence[Phase]) -> Plan:
 
 
 def _comparable(said: Mapping[str, Any]) -> dict[str, Any]:
-    """``sweep.json`` with the recipe's phases by name and without its folder: a sweep may be moved."""
+    """``sweep.json`` with the recipe's phases by name and without its folder: a sweep may be moved.
+
+    Its scores are in the recipe too.
+    """
     values: Any = OmegaConf.to_container(OmegaConf.create(said["recipe"]))
     stages = values["phases"]
     recipe = {f"{stage['name']}_{stage.get('round', '')}".strip("_"): stage for stage in stages}
+    said = {name: value for name, value in said.items() if name != "scores"}
     return {**said, "recipe": recipe.get("", {"phases": recipe, "stop_ratio": values["stop_ratio"]})}
