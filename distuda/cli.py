@@ -330,8 +330,10 @@ def _complain(kind: str, sentence: str) -> None:
 
 def main() -> None:
     """Entry point: runs the command and turns failures into one sentence."""
+    from distuda.cluster.local import forget_threads_of_ray
     from export.errors import PredictError
 
+    forget_threads_of_ray()
     try:
         app()
     except (UserError, PredictError) as error:

@@ -1,5 +1,6 @@
 """`ray job submit -- distuda train ...` on a head of its own, and the cluster file for real machines."""
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ import pytest
 import yaml
 from settings import TINY
 
+from distuda.cluster.local import num_cores
 from distuda.engine.run import open_run
 
 pytest.importorskip("ray")
@@ -55,9 +57,10 @@ def head() -> Iterator[Head]:
     names = ["port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
     names += ["metrics-export-port", "runtime-env-agent-port", "ray-client-server-port"]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+    unset = ("RAY_ADDRESS", "OMP_NUM_THREADS")  # as users have it
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex,
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}",
     }  # fmt: skip
     command = [ray_command(), "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=3",
@@ -127,6 +130,8 @@ def test_a_submitted_job_trains_on_the_cluster_it_was_sent_to(head: Head, domain
     assert done.returncode == 0, done.stdout + done.stderr
     run = open_run(str(out))
     assert run.step == 2
+    environment = json.loads((out / "environment.json").read_text())
+    assert environment["threads"] == num_cores()  # not the one that Ray gives the process of a job
     assert [row["kind"] for row in run.rows()] == ["train", "train", "evaluation"]
     assert "step 2/2" in done.stdout + done.stderr
 

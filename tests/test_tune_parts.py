@@ -1,5 +1,7 @@
 """Parts of a sweep on their own: the search that goes on, checkpoints that change hands, shares of a cluster."""
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import ray
 from sweeps import plan_for
 
+from distuda.cluster.local import forget_threads_of_ray
 from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
 from distuda.errors import UserError
 from distuda.recipe import Recipe, load_recipe
@@ -190,11 +193,41 @@ def test_a_cluster_that_grows_is_waited_for_by_all_trials(
 
 def test_a_trial_computes_with_the_cpus_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert threads_of(share(monkeypatch, FOUR, num=3)[1]) == 16
-    assert threads_of({"CPU": 7.5, "GPU": 1.0}) == 7
-    assert threads_of({"CPU": 0.5}) == 1
+    alone, four = load_recipe(None, []), load_recipe(None, ["workers=4"])
+    assert threads_of(alone, *share(monkeypatch, FOUR, num=3)) == 16
+    assert threads_of(alone, 2, {"CPU": 7.5, "GPU": 1.0}) == 7
+    assert threads_of(alone, 4, {"CPU": 0.5}) == 1
+    monkeypatch.setattr(resources, "num_cores", lambda: 16)
+    for at_once, threads in ((1, 4), (2, 2), (3, 1), (9, 1)):  # on this machine
+        assert threads_of(four, at_once, {HEAD: 0.1}) == threads
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    for wanted, threads in ((0, 1), (2, 7)):  # 64 CPUs: twelve trials with one each to read by, or two
+        assert threads_of(four, *share(monkeypatch, FOUR, "workers=4", concurrent=wanted)) == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert threads_of({"CPU": 16.0}) == 3
+    assert threads_of(alone, 2, {"CPU": 16.0}) == threads_of(four, 2, {HEAD: 0.1}) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert threads_of(alone, 2, {"CPU": 16.0}) == 16
+
+
+@pytest.mark.parametrize(
+    ("job", "before", "after"),
+    [
+        (None, "1", "1"),
+        ({"runtime_env": {"env_vars": {}}}, "1", None),
+        ({"metadata": {}}, "1", None),
+        ({"runtime_env": None}, "4", "4"),
+        ({"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}, "1", "1"),
+    ],
+)
+def test_the_threads_that_ray_gives_a_job_are_nobodys_wish(
+    monkeypatch: pytest.MonkeyPatch, job: Any, before: str, after: str | None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", before)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    if job is not None:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    forget_threads_of_ray()
+    assert os.environ.get("OMP_NUM_THREADS") == after
 
 
 def test_trials_with_workers_run_as_far_as_their_gpus_reach(monkeypatch: pytest.MonkeyPatch) -> None:

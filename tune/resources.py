@@ -66,9 +66,21 @@ def _place_on_head(at_once: int) -> float:
     return min(10_000 // (at_once + 1) + 1, max(1, (9_990 - 10 * at_once) // at_once)) / 10_000
 
 
-def threads_of(resources: Resources) -> int:
-    """That a trial of one process computes with, wherever it runs: the whole CPUs that it takes."""
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, int(resources.get("CPU", 1)))
+def threads_of(recipe: Recipe, at_once: int, resources: Resources) -> int:
+    """That a process of a trial computes with, wherever it runs.
+
+    In one process the whole CPUs that a trial takes; of workers an even share of all there are for those that run at
+    once.
+    """
+    if asked := os.environ.get("OMP_NUM_THREADS"):
+        return int(asked)
+    if not recipe.workers:
+        return max(1, int(resources["CPU"]))
+    if "RAY_ADDRESS" not in os.environ:  # the logical CPUs of a Ray of our own say nothing of cores
+        return max(1, num_cores() // (at_once * recipe.workers))
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1) - at_once) // (at_once * recipe.workers))
 
 
 def _own_cpus(recipe: Recipe, concurrent: int, cpus: float | None) -> int:

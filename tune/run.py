@@ -41,7 +41,7 @@ class Task:
         recipe: path of the YAML file, or None.
         words: overrides for every trial, under those of its configuration.
         cwd: where relative paths are meant from, on nodes that have it.
-        threads: of a trial that runs in one process.
+        threads: that each process of a trial computes with.
     """
 
     recipe: str | None
@@ -195,7 +195,8 @@ class ProcessRun:
         given = [*([task.recipe] if task.recipe else []), *task.all_words(words, folder)]
         self._command = [sys.executable, "-m", "tune.child", "train", *given]
         self._phases, self._folder, self._cwd = task.phases(words, folder), folder, task.cwd
-        self._environment = {**os.environ, "RAY_ADDRESS": address}
+        # Ray has set the variable here too, by what this process takes of it
+        self._environment = {**os.environ, "RAY_ADDRESS": address, "OMP_NUM_THREADS": str(task.threads)}
         self._seen = {row["step"] for row in kept(self._phases)}
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting: list[Row] = []

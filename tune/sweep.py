@@ -135,7 +135,7 @@ class _Run:
         from tune.trial import TrialActor
 
         plan = self.plan
-        task = Task(plan.recipe, plan.words, os.getcwd(), threads_of(resources))
+        task = Task(plan.recipe, plan.words, os.getcwd(), threads_of(self.recipe, concurrent, resources))
         actor = tune.with_parameters(TrialActor, task=task, out=plan.out, objective=plan.objective)
         if plan.search == "pbt":
             scheduler = population(plan.space, every=self.grace, seed=plan.seed)

@@ -1,5 +1,6 @@
 """Ray on this machine and nothing else: everything listens on loopback."""
 
+import json
 import logging
 import os
 import tempfile
@@ -63,6 +64,20 @@ def require_gpus(wanted: float, what: str, say: Callable[[str], object]) -> None
             f"{what}={wanted:g} need a GPU each and this machine has {have:g}. Lower {what} or set device=cpu."
         )
     say(f"the cluster has {have:g} of the {wanted:g} GPUs asked for; waiting until it has grown")
+
+
+def forget_threads_of_ray() -> None:
+    """Forget ``OMP_NUM_THREADS`` where Ray set it: to 1, for the process of a submitted job, which takes no CPU.
+
+    It would be taken for the user's wish by all that a job starts. What the job's runtime environment sets counts. To
+    be called before torch is imported.
+    """
+    job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    if job is None or os.environ.get("OMP_NUM_THREADS") != "1":
+        return
+    asked = (json.loads(job).get("runtime_env") or {}).get("env_vars") or {}
+    if "OMP_NUM_THREADS" not in asked:
+        del os.environ["OMP_NUM_THREADS"]
 
 
 def num_cores() -> int:
