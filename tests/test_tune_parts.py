@@ -16,6 +16,7 @@ from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
 from distuda.errors import UserError
 from distuda.recipe import Recipe, load_recipe
 from tune import resources, trial
+from tune import sweep as sweeping
 from tune.plan import agree, last_recipe, settle
 from tune.records import DONATED, Record, Records
 from tune.resources import HEAD, share_of_cluster, threads_of
@@ -25,6 +26,40 @@ from tune.space import Configuration
 from tune.space_file import load_space
 from tune.sweep import _Run
 from tune.trial import DONATIONS, adopt, donate
+
+
+def test_no_suggestion_is_trained_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "space.yaml").write_text("augment.flip: {choice: [0, 0.5]}\nbatch_size: {choice: [1, 2]}\n")
+    offered: list[Configuration] = []
+
+    def offer(number: int, configuration: Configuration) -> list[Record]:
+        offered.append(configuration)
+        return [Record(f"{number:04d}", number, 0, configuration)]
+
+    search = Tpe(load_space(str(tmp_path / "space.yaml")), 16, 0, [], offer, lambda record: {"trial": record.id})
+    for i in range(4):
+        assert search.suggest(str(i)) == {"trial": f"{i:04d}"}
+        if i % 2:  # some are still under way when they come again
+            search.on_trial_complete(str(i), {"objective": i / 10})
+    assert search.suggest("4") == search.suggest("5") == "FINISHED"
+    assert len({str(one) for one in offered}) == 4 == len(offered)
+    assert (
+        "were not new: 4 configurations differ enough, and these are trained instead of 16" in capsys.readouterr().err
+    )
+
+
+def test_a_search_for_fewer_does_not_wait_for_what_is_over_its_number(
+    domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, phases = settle(plan_for(tmp_path, domains, search="tpe", num=2))
+    records = Records(plan.out)
+    for number, status in enumerate(("finished", "finished", "running")):
+        records.add(number, {}, 1)[0].status = status  # type: ignore[assignment]
+    monkeypatch.setattr(sweeping, "share_of_cluster", lambda *_, **__: (1, {"CPU": 1.0}))
+    monkeypatch.setattr(_Run, "_tuner", lambda *_: type("Tuner", (), {"fit": lambda self: None})())
+    _Run(plan, phases, records).search()
+    with pytest.raises(KeyboardInterrupt):
+        _Run(replace(plan, num=3), phases, records).search()
 
 
 def test_a_search_that_goes_on_does_not_begin_again() -> None:
@@ -171,8 +206,14 @@ def test_a_trial_takes_no_more_than_a_node_has(monkeypatch: pytest.MonkeyPatch) 
     assert share(monkeypatch, FOUR, num=3) == (3, {"CPU": 16.0})
     assert share(monkeypatch, FOUR, num=16, concurrent=2) == (2, {"CPU": 16.0})
     assert share(monkeypatch, FOUR, num=16, cpus=4) == (15, {"CPU": 4})
-    assert share(monkeypatch, ONE_GPU) == (2, {"CPU": 7.5, "GPU": 1.0})
-    assert share(monkeypatch, ONE_GPU, gpus=0.5) == (4, {"CPU": 3.75, "GPU": 0.5})
+    assert share(monkeypatch, ONE_GPU) == (2, {"CPU": 7.0, "GPU": 1.0})
+    assert share(monkeypatch, ONE_GPU, gpus=0.5) == (4, {"CPU": 3.5, "GPU": 0.5})
+    # as many as run at once find room, each on one node, and a whole CPU is left
+    for num, cpus in ((5, 8.0), (6, 8.0), (10, 5.33), (16, 3.75)):
+        assert share(monkeypatch, FOUR, num=num) == (num, {"CPU": cpus})
+    assert share(monkeypatch, [{"CPU": 64.0}, *ONE_GPU]) == (2, {"CPU": 8.0, "GPU": 1.0})
+    assert share(monkeypatch, ONE_GPU, concurrent=3) == (3, {"CPU": 7.0, "GPU": 1.0})
+    assert share(monkeypatch, [{"CPU": 0.0}]) == (1, {"CPU": 1.0})
     assert share(monkeypatch, ONE_GPU, "device=cpu")[1] == {"CPU": 1.0}
 
 

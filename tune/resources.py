@@ -53,8 +53,7 @@ def share_of_cluster(
         return min(num, concurrent or num), {"CPU": cpus or 1.0, **({"GPU": gpus} if gpus else {})}
     fits = int(have.get("GPU", 0) / gpus) if gpus else int(spare / (cpus or 1))
     at_once = max(1, min(num, concurrent or fits))
-    # a fair share, so that just as many fit: a population is held back by nothing else
-    share = cpus or max(0.01, math.floor(100 * min(spare / at_once, largest.get("CPU", spare))) / 100)
+    share = cpus or max(0.01, math.floor(100 * _fair_share(at_once, gpus)) / 100)
     return at_once, {"CPU": share, **({"GPU": gpus} if gpus else {})}
 
 
@@ -64,6 +63,26 @@ def _place_on_head(at_once: int) -> float:
     Ray Train wants ten of them for each training and ten for itself, without which none would begin.
     """
     return min(10_000 // (at_once + 1) + 1, max(1, (9_990 - 10 * at_once) // at_once)) / 10_000
+
+
+def _fair_share(at_once: int, gpus: float) -> float:
+    """The most CPUs of which so many trials may take as much each, beside their GPUs, with one CPU left over.
+
+    All that a trial takes lies on one node. Just as many fit, or few more: a population is held back by nothing else.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [node.get("CPU", 0.0) for node in nodes]
+    largest = cpus.index(max(cpus))
+    cpus[largest] = max(1.0, cpus[largest] - 1)  # one is left to Ray Data
+    places = [int(node.get("GPU", 0) / gpus) if gpus else at_once for node in nodes]
+
+    def fits(share: float) -> int:
+        return sum(min(int(have / share + 1e-9), most) for have, most in zip(cpus, places, strict=True))
+
+    shares = sorted({have / parts for have in cpus if have for parts in range(1, at_once + 1)})
+    return max(share for share in shares if fits(share) >= min(at_once, fits(shares[0])))
 
 
 def threads_of(recipe: Recipe, at_once: int, resources: Resources) -> int:

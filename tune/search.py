@@ -1,7 +1,9 @@
 """Where configurations come from and which trials are ended early: Ray Tune's parts, set up for runs in folders."""
 
+import json
 import math
 import random
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +22,9 @@ from tune.space import Configuration, Space, words_of
 
 REDUCTION = 3
 """Of ASHA: one trial in so many goes on at each rung (Li et al., MLSys 2020, use 4; ours has few trials)."""
+
+REPEATS = 100
+"""Suggestions in a row, all known, after which a space is taken to have no other configuration worth a trial."""
 
 Offer = Callable[[int, Configuration], Sequence[Record]]
 """Number and values of a new configuration -> its trials, one a seed."""
@@ -59,6 +64,8 @@ class Tpe(Searcher):
         for configuration in begun:
             self.study.enqueue_trial(space.parameters(configuration))
         self.space, self.num, self.offer, self.config_of = space, num, offer, config_of
+        self.begun = len(begun)
+        self.number_of: dict[str, int] = {}
         self.waiting: list[Record] = []
         self.asked: dict[int, optuna.Trial] = {}
         self.record_of: dict[str, Record] = {}
@@ -71,11 +78,31 @@ class Tpe(Searcher):
             number = len(self.asked)
             if number == self.num:
                 return str(Searcher.FINISHED)
-            trial = self.asked[number] = self.study.ask()
-            self.waiting = list(self.offer(number, self.space.suggest(trial)))
+            if (found := self._ask(number)) is None:
+                print(
+                    f"{REPEATS} suggestions in a row from {self.space.name} were not new: {number} configurations "
+                    f"differ enough, and these are trained instead of {self.num}", file=sys.stderr, flush=True,
+                )  # fmt: skip
+                self.num = number
+                return str(Searcher.FINISHED)
+            self.asked[number], configuration = found
+            self.waiting = list(self.offer(number, configuration))
             self.open[number], self.values[number] = len(self.waiting), []
         record = self.record_of[trial_id] = self.waiting.pop(0)
         return self.config_of(record)
+
+    def _ask(self, number: int) -> tuple[optuna.Trial, Configuration] | None:
+        """A suggestion that differs from all before, or one of those that the search began with; None if none comes."""
+        for _ in range(REPEATS):
+            trial = self.study.ask()
+            configuration = self.space.suggest(trial)
+            before = self.number_of.setdefault(json.dumps(configuration), number)
+            if before == number or number < self.begun:
+                return trial, configuration
+            values = self.values[before]  # a repeat is worth what it was, if that is known yet
+            told = {"values": sum(values) / len(values)} if values else {"state": optuna.trial.TrialState.FAIL}
+            self.study.tell(trial, **told)
+        return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna a configuration's mean once all its seeds are done."""

@@ -89,7 +89,8 @@ class _Run:
             with observer:
                 self._tuner(listed, concurrent, resources, scheduler, observer, scratch).fit()
             observer.free()  # nobody writes any more
-        mine = [r for r in self.records if r.repeat < self.first_seeds] if listed is None else listed
+        mine = [r for r in self.records if r.repeat < self.first_seeds and r.number < plan.size]
+        mine = mine if listed is None else listed
         if any(record.status in ("waiting", "running") for record in mine):
             print(f"interrupted; go on with --resume --out {plan.out}", file=sys.stderr, flush=True)
             raise KeyboardInterrupt
