@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +16,11 @@ from sweeps import plan_for
 
 from distuda.cluster.local import forget_threads_of_ray
 from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
-from distuda.errors import UserError
+from distuda.errors import RunFailed, UserError
 from distuda.recipe import Recipe, load_recipe
-from tune import resources, trial
+from tune import lease, resources, trial
 from tune import sweep as sweeping
+from tune.lease import Lease
 from tune.plan import agree, last_recipe, settle
 from tune.records import DONATED, Record, Records
 from tune.resources import HEAD, share_of_cluster, threads_of
@@ -24,7 +28,7 @@ from tune.run import Task
 from tune.search import Tpe
 from tune.space import Configuration
 from tune.space_file import load_space
-from tune.sweep import _Run
+from tune.sweep import _Run, sweep
 from tune.trial import DONATIONS, adopt, donate
 
 
@@ -177,6 +181,37 @@ def test_a_sweep_that_goes_on_may_choose_by_any_score_that_its_trials_have(domai
     plan, phases = settle(plan_for(tmp_path / "b", domains, resume=True))
     agree(plan, phases)
     assert last_recipe(phases).evaluation.scores == ["entropy", "information_maximisation"]
+
+
+def test_a_sweep_has_one_driver_at_a_time(domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_for(tmp_path, domains, resume=True)
+    agree(*settle(plan))
+    note = tmp_path / "sweep" / "driver.json"
+
+    def left(host: str, pid: int, age_s: float) -> None:
+        note.write_text(json.dumps({"host": host, "pid": pid, "time": time.time() - age_s}))
+
+    monkeypatch.setattr(_Run, "search", lambda self: pytest.fail("it searched"))
+    for host, pid in ((socket.gethostname(), os.getppid()), ("elsewhere", 1)):
+        left(host, pid, 5)
+        with pytest.raises(
+            UserError, match=rf"another driver works on '.*sweep': process {pid} on {host}, seen 5 s ago"
+        ):
+            sweep(plan)
+    monkeypatch.setattr(_Run, "search", lambda self: None)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for host, pid, age_s in (("elsewhere", 1, 61), (socket.gethostname(), ended.pid, 1)):
+        left(host, pid, age_s)
+        with pytest.raises(RunFailed):  # nothing was trained
+            sweep(plan)
+        assert not note.exists()
+    monkeypatch.setattr(lease, "BEAT_S", 0.01)
+    with Lease(plan.out):
+        note.unlink()
+        while not note.exists():  # it says again that it lives
+            time.sleep(0.01)
+        assert json.loads(note.read_text())["pid"] == os.getpid()
 
 
 # Shares of a cluster -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 from distuda import storage
 from distuda.errors import RunFailed
 from distuda.plan import Phase, load_phases
+from tune.lease import Lease
 from tune.plan import Plan, agree, drawn, grace_of, last_recipe, settle
 from tune.records import ENDED, Record, Records
 from tune.report import write_report
@@ -39,10 +40,11 @@ def sweep(plan: Plan) -> dict[str, str]:
         RunFailed: no trial came to an end.
     """
     plan, phases = settle(plan)
-    records = Records(plan.out)
     plan = agree(plan, phases)
-    _Run(plan, phases, records).search()
-    return finish(plan, records, last_recipe(phases).seed)
+    with Lease(plan.out):
+        records = Records(plan.out)
+        _Run(plan, phases, records).search()
+        return finish(plan, records, last_recipe(phases).seed)
 
 
 class _Run:
