@@ -194,9 +194,7 @@ def test_a_sweep_has_one_driver_at_a_time(domains: list[str], tmp_path: Path, mo
     monkeypatch.setattr(_Run, "search", lambda self: pytest.fail("it searched"))
     for host, pid in ((socket.gethostname(), os.getppid()), ("elsewhere", 1)):
         left(host, pid, 5)
-        with pytest.raises(
-            UserError, match=rf"another driver works on '.*sweep': process {pid} on {host}, seen 5 s ago"
-        ):
+        with pytest.raises(UserError, match=rf"another driver works on '.*sweep': process {pid} on {host}, seen \d"):
             sweep(plan)
     monkeypatch.setattr(_Run, "search", lambda self: None)
     ended = subprocess.Popen(["true"])
