@@ -28,7 +28,7 @@ MISTAKES = {
     "pbt": (SPACE, {"search": "pbt", "scheduler": "asha"}, "is a scheduler itself"),
     "num": (SPACE, {"num": 0}, "--num 0 is too few"),
     "steps": ("steps: {int: [4, 6]}\n", {"scheduler": "asha"}, "compares trials at equal steps, and .* 'steps'"),
-    "rounds": ("steps: {int: [4, 6]}\n", {"search": "pbt"}, "--search pbt compares trials at equal steps"),
+    "steps of a population": ("steps: {int: [4, 6]}\n", {"search": "pbt"}, "--search pbt compares trials at equal"),
     "grace": (
         SPACE,
         {"scheduler": "median", "grace": 6},
@@ -109,6 +109,16 @@ def test_scores_that_the_last_phase_does_not_compute_are_refused(domains: list[s
     for option, changed in (("objective", "source_miou"), ("choose", ("entropy", "source_miou"))):
         with pytest.raises(UserError, match=rf"--{option} source_miou: the last phase that trains computes entropy by"):
             settle(replace(plan, **{option: changed}))  # type: ignore[arg-type]
+
+
+def test_schedulers_refuse_a_space_of_rounds(domains: list[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "phases.yaml"
+    recipe.write_text("rounds: 2\nphases:\n- repeat:\n  - {name: first, steps: 2}\n- {name: second, steps: 4}\n")
+    plan = plan_for(tmp_path, domains, "rounds: {int: [1, 2]}\n")
+    plan = replace(plan, recipe=str(recipe), words=tuple(w for w in plan.words if not w.startswith("steps")))
+    assert settle(plan)
+    with pytest.raises(UserError, match=r"--scheduler asha compares trials at equal steps, and .* searches 'rounds'"):
+        settle(replace(plan, scheduler="asha"))
 
 
 def made(tmp_path: Path, scores: list[tuple[str, float, float]]) -> Records:

@@ -7,7 +7,9 @@ import optuna
 import pytest
 
 from distuda.errors import UserError
+from distuda.methods import METHODS
 from distuda.plan import load_phases
+from distuda.recipe import Recipe
 from tune.space import Range, words_of
 from tune.space_file import load_space, presets
 
@@ -39,10 +41,13 @@ def test_every_preset_is_valid_for_the_recipe_of_its_name(name: str) -> None:
         assert load_phases(recipe, words_of(space.perturb(drawn, rng)))
 
 
-def test_each_published_method_has_a_preset() -> None:
-    assert {"advent", "minent", "apoda", "self_training", "feature_regression", "erasing", "vat_vst", "davsn", "tps",
-            "source_only"} <= set(presets())  # fmt: skip
-    assert load_space("tune/spaces/advent.yaml") == load_space("tune/spaces/advent.yaml")
+def test_each_method_is_trained_by_the_recipe_of_a_preset() -> None:
+    recipes = [phase.recipe for name in presets() for phase in load_phases(str(RECIPES / f"{name}.yaml"), [])]
+    assert {recipe.method.name for recipe in recipes if isinstance(recipe, Recipe)} == set(METHODS)
+
+
+def test_a_preset_is_a_file_like_any_other() -> None:
+    assert load_space("advent").fields == load_space(str(RECIPES.parent / "tune" / "spaces" / "advent.yaml")).fields
 
 
 def test_fields_under_an_option_are_drawn_only_with_it(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ AGGREGATE = "aggregate"
 """The final choice by the mean place over `AGGREGATED`."""
 
 AGGREGATED: tuple[ScoreName, ...] = ("information_maximisation", "augmentation_consistency")
-"""What the aggregate is made of. The two see different things: whether predictions are sure and diverse, and whether
-they survive a change that means nothing, class by class; where one was fooled the other was not. Entropy beside them
-would count sureness twice, and the other scores mislead more than they warn (benchmarks/label_free_selection.md)."""
+"""What the aggregate is made of: whether predictions are sure and diverse, and whether they survive a change that means
+nothing, class by class. Entropy beside them would count sureness twice; the other scores, in a mean place, mislead more
+than they warn. How far each of them can be trusted: benchmarks/label_free_selection.md."""
 
 OF_CLIPS = "temporal_consistency"
 """The label-free score that clips have without being asked."""
