@@ -206,7 +206,7 @@ class VideoPanopticQuality:
 class TemporalConsistency:
     """Share of pixels whose class is that of the previous frame's prediction, warped by the flow onto this frame.
 
-    Over all frames, |{pixels with valid flow: now = warped}| / |{pixels with valid flow}|, in [0, 1], higher = steadier.
+    Over frames, |{pixels with valid flow: now = warped}| / |{pixels with valid flow}|, in [0, 1], higher = steadier.
     Per-frame video segmentation is judged by the mIoU of the same two maps (Liu et al., ECCV 2020). It is fooled by
     predictions that never change, right or wrong, and says little of frames far apart, as of one a second.
 
