@@ -21,7 +21,7 @@ from sweeps import ROOT, SPACE, WORDS, plan_for, trials
 from distuda.engine.run import read_rows
 from distuda.errors import RunFailed, UserError
 from tune.plan import Plan
-from tune.run import ProcessRun, Task
+from tune.run import ProcessRun, Task, standby_for
 from tune.space_file import load_space
 from tune.sweep import sweep
 
@@ -122,10 +122,10 @@ def test_trials_with_workers_are_processes_beside_each_other(
 def test_the_process_of_a_trial_tells_its_cause_and_ends_with_its_parent(domains: list[str], tmp_path: Path) -> None:
     task = Task(None, (*WORDS, *domains, "source.uri=/nowhere"), str(tmp_path))
     with pytest.raises(UserError, match="nowhere"):
-        ProcessRun(task, [], str(tmp_path / "bad"), "127.0.0.1:1").next()
-    long = ProcessRun(
-        Task(None, (*WORDS, *domains, "steps=100000"), str(tmp_path)), [], str(tmp_path / "long"), "local"
-    )
+        ProcessRun(task, [], str(tmp_path / "bad"), standby_for(task, "127.0.0.1:1")).next()
+    task = Task(None, (*WORDS, *domains, "steps=100000"), str(tmp_path))
+    standby = standby_for(task, "local")
+    long = ProcessRun(task, [], str(tmp_path / "long"), standby)
     assert long.next()
     process = long._process
     assert process is not None and process.stdin is not None and process.poll() is None
@@ -134,6 +134,16 @@ def test_the_process_of_a_trial_tells_its_cause_and_ends_with_its_parent(domains
     with pytest.raises(RunFailed, match="was killed by SIGKILL, often for lack of memory"):
         while long.next():
             pass
+    waiting = standby._waiting
+    assert waiting is not None and waiting.stdin is not None and waiting.poll() is None
+    next_one = ProcessRun(task, [], str(tmp_path / "next"), standby)
+    assert next_one.next() and next_one._process is waiting  # it has waited for this trial
+    next_one.stop()
+    assert waiting.poll() is not None
+    left = standby._waiting
+    assert left is not None and left.stdin is not None
+    left.stdin.close()
+    assert left.wait(timeout=60) == 0  # one that was told nothing ends by itself
 
 
 def status(out: Path, trial: str) -> str:

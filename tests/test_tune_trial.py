@@ -21,8 +21,9 @@ from tune import sweep as sweeping
 from tune.live import Observer, _cause
 from tune.plan import settle
 from tune.records import DONATED, Records
-from tune.run import ProcessRun, Row, Task
+from tune.run import ProcessRun, Row, Task, standby_for
 from tune.search import scheduler_for
+from tune.standby import Standby
 from tune.sweep import _Run
 from tune.trial import TrialActor, donate
 
@@ -208,7 +209,8 @@ def test_an_evaluation_is_told_once_its_checkpoint_is_there(
     evaluated(folder, 2, 4)  # of an earlier start, which was killed before its second checkpoint
     checkpoint(folder, 2)
     task = Task(None, (*WORDS, *domains, "checkpoint.every_steps=2"), str(tmp_path))
-    run = ProcessRun(task, [], str(folder), "local")
+    run = ProcessRun(task, [], str(folder), Standby({}, None))
+    monkeypatch.setattr(Standby, "prepare", lambda self: None)
     there: list[list[int]] = []
 
     def train() -> Iterator[None]:
@@ -236,7 +238,7 @@ def test_a_trial_runs_where_the_user_is_or_anywhere(
     began: list[Any] = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: began.append(options["cwd"]))
     for cwd in (tmp_path, tmp_path / "nowhere"):
-        ProcessRun(Task(None, (*WORDS, *domains), str(cwd)), [], str(tmp_path / "run"), "local")._start()
+        standby_for(Task(None, (*WORDS, *domains), str(cwd)), "local").prepare()
     assert began == [str(tmp_path), None]
     trial = actor(tmp_path, domains, Rows(2), cwd=str(tmp_path / "nowhere"))  # of the driver's machine alone
     assert trial.step()["step"] == 2
@@ -248,8 +250,8 @@ def test_a_folder_may_have_any_name(domains: list[str], tmp_path: Path) -> None:
     assert phases[0].recipe.out == f"{plan.out}/trials/base"
     task, folder = Task(None, plan.words, str(tmp_path)), f"{plan.out}/trials/0000"
     assert task.phases([], folder)[0].recipe.out == folder
-    given = ProcessRun(task, [], folder, "local")._command
-    assert load_recipe(None, given[given.index("train") + 1 :]).out == folder
+    given = ProcessRun(task, [], folder, standby_for(task, "local")).words
+    assert given[0] == "train" and load_recipe(None, given[1:]).out == folder
 
 
 # What Tune is told and tells -----------------------------------------------------------------------------------------

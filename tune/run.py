@@ -8,7 +8,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -29,6 +28,7 @@ from distuda.phases import train_phases
 from distuda.plan import Phase, load_phases
 from distuda.recipe import Recipe
 from tune.space import words_of
+from tune.standby import Standby
 
 Row = dict[str, Any]
 
@@ -176,6 +176,13 @@ class ThreadRun:
             raise Stopped
 
 
+def standby_for(task: Task, address: str) -> Standby:
+    """Where the processes of a task's trials come from, which train on the Ray cluster of this address."""
+    # Ray has set the variable here too, by what this process takes of it
+    environment = {**os.environ, "RAY_ADDRESS": address, "OMP_NUM_THREADS": str(task.threads)}
+    return Standby(environment, task.cwd if Path(task.cwd).is_dir() else None)
+
+
 class ProcessRun:
     """A training by Ray Train workers, driven by a process of its own and followed through its metrics.jsonl.
 
@@ -186,17 +193,14 @@ class ProcessRun:
         task: whose recipe and words it takes.
         words: of the configuration.
         folder: the trial's run folder.
-        address: of the Ray cluster.
+        standby: where processes come from; once this one trains, another one is made ready there.
     """
 
     PAUSE_S = 0.5
 
-    def __init__(self, task: Task, words: Sequence[str], folder: str, address: str) -> None:
-        given = [*([task.recipe] if task.recipe else []), *task.all_words(words, folder)]
-        self._command = [sys.executable, "-m", "tune.child", "train", *given]
-        self._phases, self._folder, self._cwd = task.phases(words, folder), folder, task.cwd
-        # Ray has set the variable here too, by what this process takes of it
-        self._environment = {**os.environ, "RAY_ADDRESS": address, "OMP_NUM_THREADS": str(task.threads)}
+    def __init__(self, task: Task, words: Sequence[str], folder: str, standby: Standby) -> None:
+        self.words = ["train", *([task.recipe] if task.recipe else []), *task.all_words(words, folder)]
+        self._phases, self._folder, self._standby = task.phases(words, folder), folder, standby
         self._seen = {row["step"] for row in kept(self._phases)}
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting: list[Row] = []
@@ -207,6 +211,8 @@ class ProcessRun:
         while True:
             over = process.poll() is not None  # looked at before the rows: none can come between
             self._look(recorded(self._phases) if over else kept(self._phases))
+            if not over and storage.exists(storage.join(next(iter(offsets(self._phases))), "metrics.jsonl")):
+                self._standby.prepare()
             if self._waiting:
                 return self._waiting.pop(0)
             if over:
@@ -216,11 +222,7 @@ class ProcessRun:
 
     def _start(self) -> "subprocess.Popen[bytes]":
         Path(self._log).parent.mkdir(parents=True, exist_ok=True)
-        with open(self._log, "wb") as log:
-            return subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=self._environment,
-                cwd=self._cwd if Path(self._cwd).is_dir() else None, start_new_session=True,
-            )  # fmt: skip
+        return self._standby.take(self.words, self._log)
 
     @property
     def _log(self) -> str:

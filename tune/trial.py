@@ -31,10 +31,12 @@ from tune.run import (
     numbers,
     reason,
     recorded,
+    standby_for,
     steps_before_last,
     total_steps,
     trace_of,
 )
+from tune.standby import Standby
 
 TARGET_MIOU = "target_miou"
 """The oracle: looks at labels that nobody has."""
@@ -63,12 +65,14 @@ class TrialActor(tune.Trainable):
     """
 
     run: TrialRun | None
+    standby: Standby | None
     donor: dict[str, Any] | None
     refused: bool
 
     def setup(self, config: dict[str, Any], task: Task, out: str, objective: str) -> None:
         """Tune calls it once an actor."""
         self.task, self.out, self.objective = task, out, objective
+        self.standby = None
         self._forget()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -160,7 +164,8 @@ class TrialActor(tune.Trainable):
         recipe = self.phases[-1].recipe
         if recipe.workers == 0:
             return ThreadRun(self.phases, self.task.threads)
-        return ProcessRun(self.task, self.trial_config["words"], self.folder, ray.get_runtime_context().gcs_address)
+        self.standby = self.standby or standby_for(self.task, ray.get_runtime_context().gcs_address)
+        return ProcessRun(self.task, self.trial_config["words"], self.folder, self.standby)
 
     def _is_trained(self, row: Row) -> bool:
         return bool(row["step"] >= total_steps(self.phases))
