@@ -17,6 +17,7 @@ Interrupted, a sweep goes on where it stopped; what came out is kept in --result
 
 import argparse
 import json
+import math
 import random
 import statistics
 import sys
@@ -26,7 +27,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from accuracy import HERE, distuda
@@ -35,10 +35,12 @@ from accuracy_synthetic_to_real import ZOOM
 from accuracy_synthetic_to_real import prepare as prepare_renders
 
 from distuda.metrics.label_free import DEFAULT_SCORES, SCORES
-from tune.plan import OBJECTIVE
+from tune.plan import NUM, OBJECTIVE
 from tune.results import AGGREGATED, OF_CLIPS, Found, by_mean_place
 
 ORACLE = "target_miou (oracle)"
+OF_SMALL, DRAWS = NUM, 300
+"""Configurations of a sweep that is not told how many, and how many such sweeps are drawn from each that was made."""
 SIZES = ["target.size=[240,320]", "evaluation.size=[240,320]"]
 STREETS = {
     "streets": ("day?num=240", "dusk?num=240", "dusk/val?num=40"),
@@ -149,10 +151,13 @@ def data(arguments: argparse.Namespace, work: Path) -> list[str]:
 def markdown(kept: dict[str, Any], min_lr: float, pairs: bool) -> str:
     """The sweeps, then what each choice would have cost in each and how far it agrees with target mIoU, then ASHA."""
     sets = {name: finished(sweep, min_lr) for name, sweep in kept.items() if not name.endswith("_asha")}
-    judged = {name: {label: judge(trials, by) for label, by in choices(trials, pairs).items()}
-              for name, trials in sets.items()}  # fmt: skip
-    lines = [*sittings(kept, sets), "", "Regret in points:", "", *table(judged, 1, {"worst": max})]
-    lines += ["", "Spearman:", "", *table(judged, 0, {"least": min})]
+    judged = {
+        name: {label: judge(trials, by) for label, by in choices(trials, pairs).items()}
+        for name, trials in sets.items()
+    }
+    lines = [*sittings(kept, sets), "", "Regret in points:", "", *table(judged, 1, max)]
+    lines += ["", f"Mean regret of a sweep of {OF_SMALL} of them, over {DRAWS} draws:", "", *table(judged, 2, max)]
+    lines += ["", "Spearman:", "", *table(judged, 0, min)]
     for name in sets:
         if f"{name}_asha" in kept:
             lines.append("\n" + against_random(name, finished(kept[name], 0), kept[f"{name}_asha"]["trials"]))
@@ -173,19 +178,16 @@ def sittings(kept: dict[str, Any], sets: Mapping[str, list[Trial]]) -> list[str]
     return lines
 
 
-Judged = Mapping[str, Mapping[str, tuple[float, float]]]
+Judged = Mapping[str, Mapping[str, tuple[float, float, float]]]
 
 
-def table(judged: Judged, which: int, extremes: Mapping[str, Callable[..., float]]) -> list[str]:
-    """One row a choice, one column a sweep, then the mean over sweeps and the extreme."""
-    lines = [f"| chosen by | {' | '.join(judged)} | mean | {' | '.join(extremes)} |",
-             "| --- " * (2 + len(judged) + len(extremes)) + "|"]  # fmt: skip
+def table(judged: Judged, which: int, worst: Callable[..., float]) -> list[str]:
+    """One row a choice, one column a sweep, then the mean over sweeps and the worst."""
+    lines = [f"| chosen by | {' | '.join(judged)} | mean | worst |", "| --- " * (3 + len(judged)) + "|"]
     for label in {label: None for found in judged.values() for label in found}:
         values = [found[label][which] for found in judged.values() if label in found]
-        cells = [f"{found[label][which]:.{2 - which}f}" if label in found else "-" for found in judged.values()]
-        cells += [
-            f"{value:.{2 - which}f}" for value in (statistics.fmean(values), *(e(values) for e in extremes.values()))
-        ]
+        cells = [f"{found[label][which]:.{1 if which else 2}f}" if label in found else "-" for found in judged.values()]
+        cells += [f"{value:.{1 if which else 2}f}" for value in (statistics.fmean(values), worst(values))]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
@@ -206,13 +208,21 @@ def finished(sweep: dict[str, Any], min_lr: float) -> list[Trial]:
     return [t for t in sweep["trials"] if t["status"] == "finished" and t["optimizer.lr"] >= min_lr]
 
 
-def judge(trials: list[Trial], scores: tuple[str, ...]) -> tuple[float, float]:
-    """Rank correlation of the mean place by these scores with target mIoU, and the regret in points."""
+def judge(trials: list[Trial], scores: tuple[str, ...]) -> tuple[float, float, float]:
+    """Rank correlation of the mean place by these scores with target mIoU; the regret, and that of smaller sweeps."""
     found = [Found(number, [], trial) for number, trial in enumerate(trials)]
-    chosen = by_mean_place(found, scores, OBJECTIVE)[0]  # as a sweep chooses
-    miou = np.array([trial[ORACLE] for trial in trials])
-    rho = pd.Series([-one.rank for one in found]).rank().corr(pd.Series(miou).rank())
-    return float(rho), float(100 * (miou.max() - miou[chosen.number]))
+    regret_of_all = regret(found, scores)
+    miou = pd.Series([one.scores[ORACLE] for one in found])
+    rho = pd.Series([-one.rank for one in found]).rank().corr(miou.rank())
+    rng = random.Random(0)
+    smaller = [regret(rng.sample(found, OF_SMALL), scores) for _ in range(DRAWS)] if len(found) >= OF_SMALL else []
+    return float(rho), regret_of_all, statistics.fmean(smaller or [math.nan])
+
+
+def regret(found: list[Found], scores: tuple[str, ...]) -> float:
+    """Points of target mIoU between the best of these and the one that a sweep would choose."""
+    chosen = by_mean_place(found, scores, OBJECTIVE)[0]
+    return 100 * (max(one.scores[ORACLE] for one in found) - chosen.scores[ORACLE])
 
 
 def against_random(name: str, everything: list[Trial], asha: list[Trial]) -> str:
