@@ -17,7 +17,7 @@ from tune.live import Observer
 from tune.plan import drawn, last_recipe, settle
 from tune.records import Records
 from tune.report import render
-from tune.results import best_yaml, chosen_by, label_of, ranking, to_parquet, worth_keeping
+from tune.results import best_yaml, chosen_by, label_of, may_lead, ranking, to_parquet, worth_keeping
 from tune.space import Range, Space
 from tune.space_file import load_space
 from tune.sweep import finish, sweep
@@ -218,6 +218,8 @@ def test_checkpoints_stay_with_what_is_chosen(tmp_path: Path) -> None:
             other.status, other.scores = "finished", record.scores
     assert worth_keeping(records, ["source_miou"], "entropy", 3, 1) == ["0001", "0001-1", "0001-2"]
     assert ranking(records, ["source_miou"], "entropy", 3)[0].number == 1
+    # whichever has all its seeds is not beaten by one that has not
+    assert may_lead(records, ["source_miou"], 3) == ["0001", "0001-1", "0001-2", "0002", "0002-1"]
 
 
 def test_what_later_trials_can_put_first_is_kept(tmp_path: Path) -> None:

@@ -106,13 +106,16 @@ def worth_keeping(records: Records, choose: Sequence[str], objective: str, seeds
 
 
 def may_lead(records: Records, choose: Sequence[str], seeds: int) -> list[str]:
-    """Trials of finished configurations that no other beats by every score.
+    """Trials of finished configurations that no other, with its seeds done as well, beats by every score.
 
     Places depend on who else there is, so trials to come can put any of these first, and none but these.
     """
     names = [key_of(name) for name in choose]
-    found = [one for groups in _finished(records, seeds) for one in _with_all(groups, names)]
-    return [r.id for one in found if not any(_beats(other, one, names) for other in found) for r in one.records]
+    trials = []
+    for found in (_with_all(groups, names) for groups in _finished(records, seeds)):
+        unbeaten = [one for one in found if not any(_beats(other, one, names) for other in found)]
+        trials += [record.id for one in unbeaten for record in one.records]
+    return trials
 
 
 def _beats(one: Found, other: Found, names: Sequence[str]) -> bool:
