@@ -36,7 +36,7 @@ from accuracy_synthetic_to_real import prepare as prepare_renders
 
 from distuda.metrics.label_free import DEFAULT_SCORES, SCORES
 from tune.plan import NUM, OBJECTIVE
-from tune.results import AGGREGATED, OF_CLIPS, Found, by_mean_place
+from tune.results import AGGREGATED, OF_CLIPS, Found, agreement, by_mean_place
 
 ORACLE = "target_miou (oracle)"
 OF_SMALL, DRAWS = NUM, 300
@@ -165,15 +165,17 @@ def markdown(kept: dict[str, Any], min_lr: float, pairs: bool) -> str:
 
 
 def sittings(kept: dict[str, Any], sets: Mapping[str, list[Trial]]) -> list[str]:
-    """One row a sweep: how far its configurations differ, how long it took and what of that went into trials."""
-    lines = ["| sweep | configurations | target mIoU | median | minutes | not in trials | next trial after |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    """One row a sweep: how far configurations differ and scores agree, how long it took, what went into trials."""
+    columns = ["sweep", "trials", "target mIoU", "median", "agreement", "minutes", "not in trials", "next trial"]
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for name, trials in sets.items():
         mious = [100 * trial[ORACLE] for trial in trials]
         took, waits = kept[name].get("wall_s"), kept[name].get("waits_s")
         cells = [name, str(len(trials)), f"{min(mious):.1f} to {max(mious):.1f}", f"{statistics.median(mious):.1f}"]
+        agree = agreement([Found(number, [], trial) for number, trial in enumerate(trials)])
+        cells += ["-" if agree is None else f"{agree:.2f}"]
         cells += [f"{took / 60:.0f}", f"{100 * (1 - kept[name]['share_training']):.1f} %"] if took else ["-", "-"]
-        cells += [f"{max(waits):.1f} s at most" if waits else "-"]
+        cells += [f"after {max(waits):.1f} s at most" if waits else "-"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

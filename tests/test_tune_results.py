@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from sweeps import SPACE, plan_for
@@ -17,7 +18,7 @@ from tune.live import Observer
 from tune.plan import drawn, last_recipe, settle
 from tune.records import Records
 from tune.report import render
-from tune.results import best_yaml, chosen_by, label_of, may_lead, ranking, to_parquet, worth_keeping
+from tune.results import agreement, best_yaml, chosen_by, doubt, label_of, may_lead, ranking, to_parquet, worth_keeping
 from tune.space import Range, Space
 from tune.space_file import load_space
 from tune.sweep import finish, sweep
@@ -199,6 +200,25 @@ def test_a_sweep_chooses_by_the_aggregate_unless_told_otherwise_and_computes_wha
 ) -> None:
     plan, phases = settle(plan_for(tmp_path, domains, **options))
     assert plan.choose == choose and last_recipe(phases).evaluation.scores == computed
+
+
+def test_scores_that_disagree_are_a_reason_to_doubt_the_choice(domains: list[str], tmp_path: Path) -> None:
+    space = plan_for(tmp_path, domains).space
+    for name, stable in (("agree", [1, 2, 4, 3, 5, 6, 8, 7]), ("differ", [8, 2, 3, 1, 5, 4, 6, 7])):
+        records = made(tmp_path / name, [("finished", -1 + number / 10, 0.0) for number in range(8)])
+        for record, place in zip(records, stable, strict=True):
+            record.scores |= {"information_maximisation": record.number / 10, "augmentation_consistency": place / 10}
+            record.scores["miou"] = 0.5
+        found = ranking(records, ["information_maximisation"], "information_maximisation", 1)
+        expected = np.corrcoef(range(8), stable)[0, 1]  # both are places already
+        assert agreement(found) == pytest.approx(expected) and (expected < 0.7) == (name == "differ")
+        for by, told in ((["information_maximisation"], name == "differ"), (["target_miou"], False)):
+            page = render(records, found, space, by[0], by)
+            assert ("Not to be trusted" in page and f"rank correlation {expected:.2f}" in page) == told
+        assert agreement(found[:7]) is None
+        for one in found:
+            one.scores["augmentation_consistency"] = 0.5
+        assert agreement(found) is None and not doubt(found)
 
 
 def test_checkpoints_stay_with_what_is_chosen(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from distuda.report.figures import BASELINE, RUN, Point, Series
 from distuda.report.templates import template
 from tune.charts import Axis, Line, axis_of, parallel, scatter, score_axis
 from tune.records import Record, Records
-from tune.results import Found, is_oracle, label_of
+from tune.results import Found, doubt, is_oracle, label_of
 from tune.space import Space, words_of
 from tune.trial import key_of
 
@@ -50,6 +50,7 @@ def render(records: Records, ranked: Sequence[Found], space: Space, objective: s
         out=records.out,
         objective=label_of(objective),
         by=[label_of(name) for name in by],
+        doubt=doubt(ranked) if not any(map(is_oracle, by)) else "",
         oracle=any(is_oracle(name) for name in (objective, *by)),
         best=ranked[0] if ranked else None,
         best_words=words_of(ranked[0].records[0].configuration) if ranked else [],

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
@@ -28,6 +29,10 @@ AGGREGATED: tuple[ScoreName, ...] = ("information_maximisation", "augmentation_c
 """What the aggregate is made of: whether predictions are sure and diverse, and whether they survive a change that means
 nothing, class by class. Entropy beside them would count sureness twice; the other scores, in a mean place, mislead more
 than they warn. How far each of them can be trusted: benchmarks/label_free_selection.md."""
+
+DOUBT = 0.7
+"""`agreement` below which a choice without labels is not to be trusted: of the sweeps in
+benchmarks/label_free_selection.md those above 0.8 chose well and the one at 0.57 did not."""
 
 OF_CLIPS = "temporal_consistency"
 """The label-free score that clips have without being asked."""
@@ -160,10 +165,41 @@ def by_mean_place(found: Sequence[Found], names: Sequence[str], decider: str) ->
 
     Between equal mean places the score ``decider`` decides.
     """
-    for one in found:
-        places = [1 + sum(other.scores[name] > one.scores[name] for other in found) for name in names]
-        one.rank = statistics.fmean(places)
+    places = [_places(found, name) for name in names]
+    for number, one in enumerate(found):
+        one.rank = statistics.fmean(by_one[number] for by_one in places)
     return sorted(found, key=lambda one: (one.rank, -one.scores.get(decider, -math.inf), one.number))
+
+
+def agreement(found: Sequence[Found]) -> float | None:
+    """Least rank correlation between entropy and the scores of `AGGREGATED` over configurations, in [-1, 1].
+
+    Sure, diverse and stable predictions are signs of right ones only as long as they come together. Where trials that
+    are surer are not more diverse and stable, some of these signs mislead, and nobody knows which. None for fewer than
+    eight configurations, or where one of the scores is missing or the same for all.
+    """
+    names = ("entropy", *AGGREGATED)
+    if len(found) < 8 or not all(name in one.scores for one in found for name in names):
+        return None
+    places = np.array([_places(found, name) for name in names], dtype=float)
+    return float(np.corrcoef(places).min()) if places.std(axis=1).all() else None
+
+
+def doubt(found: Sequence[Found]) -> str:
+    """What there is to say against a choice without labels, in a sentence; nothing where the scores agree."""
+    value = agreement(found)
+    if value is None or value >= DOUBT:
+        return ""
+    return (
+        f"entropy, {' and '.join(AGGREGATED)} order the trials differently (least rank correlation {value:.2f}, and "
+        f"{DOUBT} or more where choices were good): the best configuration may be another. Look at pictures of several "
+        "by `distuda report`, or label a few target images, before you trust it."
+    )
+
+
+def _places(found: Sequence[Found], name: str) -> list[int]:
+    """Of each by one score, from 1; equal values share the better one."""
+    return [1 + sum(other.scores[name] > one.scores[name] for other in found) for one in found]
 
 
 def best_yaml(phases: Sequence[Phase], best: Found, by: Sequence[str], objective: str, sweep: str) -> str:

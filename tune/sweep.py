@@ -21,7 +21,7 @@ from tune.plan import Plan, agree, drawn, grace_of, last_recipe, settle
 from tune.records import ENDED, Record, Records
 from tune.report import write_report
 from tune.resources import Resources, share_of_cluster, threads_of
-from tune.results import chosen_by, how_chosen, label_of, ranking, worth_keeping, write_results
+from tune.results import chosen_by, doubt, how_chosen, is_oracle, label_of, ranking, worth_keeping, write_results
 from tune.run import Task
 from tune.space import Configuration
 
@@ -202,6 +202,8 @@ def finish(plan: Plan, records: Records, seed: int) -> dict[str, str]:
     if not ranked:
         raise RunFailed(_why_none(records, by))
     print(f"chosen {how_chosen(by, plan.objective)}: configuration {ranked[0].number}", file=sys.stderr, flush=True)
+    if (against := doubt(ranked)) and not any(map(is_oracle, by)):
+        print(f"not to be trusted: {against}", file=sys.stderr, flush=True)
     return written
 
 
