@@ -31,8 +31,12 @@ nothing, class by class. Entropy beside them would count sureness twice; the oth
 than they warn. How far each of them can be trusted: benchmarks/label_free_selection.md."""
 
 DOUBT = 0.7
-"""`agreement` below which a choice without labels is not to be trusted: of the sweeps in
+"""`agreement` below which a choice without labels is in doubt: of the sweeps in
 benchmarks/label_free_selection.md those above 0.8 chose well and the one at 0.57 did not."""
+
+APART = 0.5
+"""Lowest information maximisation as a share of the highest, from which on trials are too alike for `DOUBT`: all scores
+order those that learnt little behind the others, and such as have learnt the same in any order."""
 
 OF_CLIPS = "temporal_consistency"
 """The label-free score that clips have without being asked."""
@@ -186,14 +190,15 @@ def agreement(found: Sequence[Found]) -> float | None:
 
 
 def doubt(found: Sequence[Found]) -> str:
-    """What there is to say against a choice without labels, in a sentence; nothing where the scores agree."""
+    """What speaks against a choice without labels, in a sentence; nothing where the scores agree."""
     value = agreement(found)
-    if value is None or value >= DOUBT:
+    sure_and_diverse = [one.scores.get(AGGREGATED[0], 0.0) for one in found]
+    if value is None or value >= DOUBT or min(sure_and_diverse) > APART * max(sure_and_diverse):
         return ""
     return (
-        f"entropy, {' and '.join(AGGREGATED)} order the trials differently (least rank correlation {value:.2f}, and "
-        f"{DOUBT} or more where choices were good): the best configuration may be another. Look at pictures of several "
-        "by `distuda report`, or label a few target images, before you trust it."
+        f"entropy, {' and '.join(AGGREGATED)} order the trials differently (least rank correlation {value:.2f}; over "
+        "0.8 where such choices were measured to be good), so the best configuration may be another. Look at pictures "
+        "of several by `distuda report`, or label a few target images."
     )
 
 

@@ -203,7 +203,7 @@ def finish(plan: Plan, records: Records, seed: int) -> dict[str, str]:
         raise RunFailed(_why_none(records, by))
     print(f"chosen {how_chosen(by, plan.objective)}: configuration {ranked[0].number}", file=sys.stderr, flush=True)
     if (against := doubt(ranked)) and not any(map(is_oracle, by)):
-        print(f"not to be trusted: {against}", file=sys.stderr, flush=True)
+        print(f"in doubt: {against}", file=sys.stderr, flush=True)
     return written
 
 
