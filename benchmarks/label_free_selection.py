@@ -166,17 +166,8 @@ def markdown(kept: dict[str, Any], min_lr: float, pairs: bool) -> str:
 
 def sittings(kept: dict[str, Any], sets: Mapping[str, list[Trial]]) -> list[str]:
     """One row a sweep: how far configurations differ and scores agree, how long it took, what went into trials."""
-    columns = [
-        "sweep",
-        "trials",
-        "target mIoU",
-        "median",
-        "agreement",
-        "doubted",
-        "minutes",
-        "not in trials",
-        "next trial",
-    ]
+    columns = ["sweep", "trials", "target mIoU", "median", "agreement", "in doubt", "minutes"]
+    columns += ["not in trials", "next trial"]
     lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for name, trials in sets.items():
         mious = [100 * trial[ORACLE] for trial in trials]
@@ -184,10 +175,8 @@ def sittings(kept: dict[str, Any], sets: Mapping[str, list[Trial]]) -> list[str]
         cells = [name, str(len(trials)), f"{min(mious):.1f} to {max(mious):.1f}", f"{statistics.median(mious):.1f}"]
         found, rng = [Found(number, [], trial) for number, trial in enumerate(trials)], random.Random(0)
         agree, smaller = agreement(found), [rng.sample(found, min(OF_SMALL, len(found))) for _ in range(DRAWS)]
-        cells += [
-            "-" if agree is None else f"{agree:.2f}",
-            f"{100 * sum(map(bool, map(doubt, smaller))) / DRAWS:.0f} %",
-        ]
+        doubted = sum(bool(doubt(one)) for one in smaller) / DRAWS
+        cells += ["-" if agree is None else f"{agree:.2f}", f"{100 * doubted:.0f} %"]
         cells += [f"{took / 60:.0f}", f"{100 * (1 - kept[name]['share_training']):.1f} %"] if took else ["-", "-"]
         cells += [f"after {max(waits):.1f} s at most" if waits else "-"]
         lines.append(f"| {' | '.join(cells)} |")
