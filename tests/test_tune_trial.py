@@ -18,10 +18,11 @@ from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
 from distuda.plan import load_phases
 from distuda.recipe import load_recipe
 from tune import sweep as sweeping
+from tune import trial as trials_module
 from tune.live import Observer, _cause
 from tune.plan import settle
 from tune.records import DONATED, Records
-from tune.run import ProcessRun, Row, Task, standby_for
+from tune.run import ProcessRun, Row, Task, give_back_memory, standby_for
 from tune.search import scheduler_for
 from tune.standby import Standby
 from tune.sweep import _Run
@@ -86,6 +87,17 @@ def test_what_has_ended_is_only_told_again(domains: list[str], tmp_path: Path) -
     trial = actor(tmp_path, domains, Rows(6), ended=True)
     assert [(one["step"], one["done"]) for one in (trial.step(), trial.step())] == [(2, False), (4, True)]
     assert trial.run is None
+
+
+def test_between_trials_memory_goes_back_to_the_system(
+    domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[bool] = []
+    made = actor(tmp_path, domains, Rows(2, 4, 6))
+    monkeypatch.setattr(trials_module, "give_back_memory", lambda: given.append(made.run is None))
+    made.step()
+    assert not given and made.reset_config(made.config) and given == [True]
+    give_back_memory()  # there is a C library that does it
 
 
 def test_a_trial_that_is_trained_finds_nothing_left(domains: list[str], tmp_path: Path) -> None:

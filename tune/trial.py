@@ -27,6 +27,7 @@ from tune.run import (
     Task,
     ThreadRun,
     TrialRun,
+    give_back_memory,
     kept,
     numbers,
     reason,
@@ -86,6 +87,7 @@ class TrialActor(tune.Trainable):
         if self.run:
             self.run.stop()
             self.run = None
+            give_back_memory()
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Where the weights lie: in the run folder. Tune asks when it pauses a trial or copies a good one."""
