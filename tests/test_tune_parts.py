@@ -154,6 +154,29 @@ def test_a_recipe_that_is_edited_under_way_changes_no_trial(domains: list[str], 
         agree(edited, phases)
 
 
+def test_a_space_in_another_order_draws_others_and_is_refused(domains: list[str], tmp_path: Path) -> None:
+    lines = ["augment.style: {choice: [none, fourier]}\n", "optimizer.head_lr_factor: {int: [1, 3]}\n"]
+    agree(*settle(plan_for(tmp_path, domains, "".join(lines))))
+    with pytest.raises(UserError, match="begun otherwise: order"):
+        agree(*settle(plan_for(tmp_path, domains, "".join(lines[::-1]), resume=True)))
+
+
+def test_what_this_machine_has_not_leaves_no_sweep_behind(
+    domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UserError("1 GPUs a trial")
+
+    monkeypatch.setattr(sweeping, "share_of_cluster", refuse)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "notes.txt").write_text("the user's own")
+    for _ in range(2):
+        with pytest.raises(UserError, match="1 GPUs a trial"):
+            sweep(plan_for(tmp_path, domains, resume=True))
+        assert "no sweep in" in capsys.readouterr().err
+    assert (tmp_path / "sweep" / "notes.txt").exists() and not list((tmp_path / "sweep" / "trials").iterdir())
+
+
 def test_a_sweep_that_was_moved_goes_on(domains: list[str], tmp_path: Path) -> None:
     recipe = tmp_path / "phases.yaml"
     recipe.write_text("phases:\n- {name: first, steps: 2}\n- {name: second, steps: 4, init_from: first}\n")

@@ -13,7 +13,7 @@ from sweeps import SPACE, plan_for
 from distuda.errors import RunFailed, UserError
 from distuda.plan import load_phases
 from tune import resources
-from tune.charts import axis_of
+from tune.charts import Line, axis_of, parallel
 from tune.live import Observer
 from tune.plan import drawn, last_recipe, settle
 from tune.records import Records
@@ -35,6 +35,11 @@ MISTAKES = {
         {"scheduler": "median", "grace": 6},
         "decide nothing: .* 6 steps, and a trial has 6",
     ),
+    "grace between evaluations": (
+        SPACE,
+        {"scheduler": "asha", "grace": 5},
+        "decide nothing: .* 6 steps, and a trial has 6. Lower --grace",
+    ),
     "fraction": ("batch_size: {uniform: [1, 3]}\n", {}, "space .*: batch_size=1.76393: .*integer"),
     "oracle": (SPACE, {"choose": ("target_miou",), "words": ("evaluation.uri=none",)}, "--choose target_miou looks at"),
     "clips": (SPACE, {"choose": ("temporal_consistency",)}, "--choose temporal_consistency needs clips"),
@@ -55,6 +60,7 @@ MISTAKES = {
         {"choose": ("aggregate", "target_miou")},
         "--choose aggregate,target_miou: aggregate is the mean place .* Give it alone",
     ),
+    "chosen twice": (SPACE, {"choose": ("entropy", "entropy")}, "--choose names entropy twice"),
     "chosen": (SPACE, {"choose": ("aggregat",)}, "did you mean 'aggregate'.*temporal_consistency, target_miou, aggreg"),
     "checkpoints": (SPACE, {"search": "pbt", "words": ("checkpoint.every_steps=3",)}, "=3 does not divide evaluation"),
 }
@@ -300,6 +306,12 @@ method.name:
     space = load_space(str(tmp_path / "space.yaml"))
     page = render(records, ranking(records, ["entropy"], "entropy", 1), space, "entropy", ["entropy"])
     assert ">0</text>" in page and ">0.3</text>" in page
+
+
+def test_a_line_is_dashed_across_fields_that_its_trial_lacks() -> None:
+    axes = [axis_of(name, [0, 1], Range(0, 1)) for name in "abcd"]
+    page = parallel(axes, [Line("x", {"a": 0, "b": 1, "d": 1}, 1), Line("y", dict.fromkeys("abcd", 0), 0)])
+    assert page.count("<path") == 3 and page.count('stroke-dasharray="2 6"') == 1
 
 
 def test_null_is_an_option_that_the_page_shows(tmp_path: Path) -> None:

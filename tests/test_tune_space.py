@@ -103,6 +103,15 @@ def test_a_neighbour_keeps_options_and_moves_numbers_inside_their_range(tmp_path
         assert near["method.attack.layers"] == [0, 1] and list(near) == list(start)
 
 
+def test_a_number_at_the_end_of_its_range_moves_inwards() -> None:
+    rng = random.Random(0)
+    spans = (Range(1e-5, 1e-3, log=True), Range(0, 1), Range(1, 3, whole=True), Range(0, 2, whole=True))
+    for span, end in [(one, end) for one in spans for end in (one.low, one.high)]:
+        for _ in range(8):
+            moved = span.perturb(end, rng)
+            assert moved != end and span.low <= moved <= span.high
+
+
 def test_optuna_meets_the_same_fields_and_can_be_told_a_configuration(tmp_path: Path) -> None:
     space = load_space(write(tmp_path, CONDITIONAL))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -126,6 +135,7 @@ MISTAKES = {
     "method.confidence: {uniform: [0.5, 2]}": r"method.confidence=2: .*less than or equal to 1",
     "steps: {uniform: [1.5, 3.5]}": r"steps=1.5: .*integer",
     "model.name: {choice: [lite, heavy]}": r"model.name=heavy: .*not valid",
+    "optimizer: {lr: {uniform: [0, 1]}}": r"unknown kind 'lr'.*written as one dotted path: optimizer.lr",
     "optimizer.lr: {loguniform: [1, 0.1]}": r"loguniform: \[1, 0.1\] is empty",
     "optimizer.lr: {uniform: [0.1, 0.1]}": r"is empty",
     "optimizer.lr: {loguniform: [0, 0.1]}": r"has no logarithm",

@@ -34,7 +34,7 @@ def test_random_search_trains_each_trial_and_writes_what_it_found(
         assert record.scores["entropy"] == read_rows(str(folder))[-1]["entropy"]
     table = pq.read_table(files["results.parquet"]).to_pydict()
     assert sorted(set(table["place"])) == [1, 2] and all(table["target_miou (oracle)"])
-    assert table["chosen_by"][0].startswith("by information_maximisation, augmentation_consistency, mean rank")
+    assert table["chosen_by"][0].startswith("by information_maximisation, augmentation_consistency, mean place")
     assert all(table["augmentation_consistency"])
     best = load_phases(files["best.yaml"])[0].recipe
     assert isinstance(best, Recipe) and best.out is None and best.seed == 0

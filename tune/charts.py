@@ -1,5 +1,6 @@
 """A sweep as pictures: parallel coordinates over its fields and a score against each; SVG text, as all reports have."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -82,19 +83,22 @@ def shade(share: float | None) -> str:
 def parallel(axes: Sequence[Axis], lines: Sequence[Line]) -> Markup:
     """One vertical axis a field or score, a line a configuration; the best are drawn last.
 
-    A line leaves out the axes of fields that it does not have.
+    A line is dashed across the axes of fields that it does not have.
     """
     gap, top, height = max(150, 1000 // len(axes)), 34, 250
     width = gap * (len(axes) - 1) + 190
     parts = []
     for line in sorted(lines, key=lambda one: -1 if one.share is None else one.share):
         placed = [(i, axis.place(line.values.get(axis.name))) for i, axis in enumerate(axes)]
-        points = " ".join(f"{gap * i + 20},{top + (1 - at) * height:.1f}" for i, at in placed if at is not None)
+        points = [(i, f"{gap * i + 20} {top + (1 - at) * height:.1f}") for i, at in placed if at is not None]
         best = line.share == 1
-        parts.append(Markup(
-            '<polyline points="{}" fill="none" stroke="{}" stroke-width="{}" stroke-opacity="{}">'
-            "<title>{}</title></polyline>"
-        ).format(points, shade(line.share), 3 if best else 1.6, 1 if best else 0.75, line.text))  # fmt: skip
+        style = Markup('fill="none" stroke="{}" stroke-width="{}" stroke-opacity="{}"').format(
+            shade(line.share), 3 if best else 1.6, 1 if best else 0.75
+        )
+        for dashes, path in zip(("none", "2 6"), _segments(points), strict=True):
+            if path:
+                drawn = Markup('<path d="{}" {} stroke-dasharray="{}"><title>{}</title></path>')
+                parts.append(drawn.format(path, style, dashes, line.text))
     for i, axis in enumerate(axes):
         x = gap * i + 20
         short = axis.name if len(axis.name) <= 24 else f"\N{HORIZONTAL ELLIPSIS}{axis.name[-23:]}"
@@ -110,6 +114,15 @@ def parallel(axes: Sequence[Axis], lines: Sequence[Line]) -> Markup:
         width, top + height + 20, f"parallel coordinates of {len(lines)} configurations"
     )
     return head + Markup("").join(parts) + Markup("</svg>")
+
+
+def _segments(points: Sequence[tuple[int, str]]) -> tuple[str, str]:
+    """Paths between axes that follow each other, and across axes that are left out."""
+    solid: list[str] = []
+    dashed: list[str] = []
+    for (i, begin), (j, end) in itertools.pairwise(points):
+        (solid if j == i + 1 else dashed).append(f"M{begin}L{end}")
+    return "".join(solid), "".join(dashed)
 
 
 def scatter(x: Axis, y: Axis, lines: Sequence[Line]) -> Markup:

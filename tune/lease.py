@@ -41,7 +41,7 @@ class Lease:
         if storage.exists(self.path) and (seen := _alive(json.loads(storage.read_bytes(self.path)))):
             raise UserError(
                 f"another driver works on {os.path.dirname(self.path)!r}: {seen}. Wait for it, or end it "
-                f"(a job by `ray job stop`) and go on {GONE_S:.0f} s later."
+                "(a job by `ray job stop`) and go on by --resume."
             )
         self._write()
         self._thread.start()

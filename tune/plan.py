@@ -195,6 +195,8 @@ def _require_known_scores(plan: Plan) -> None:
             f"--objective {AGGREGATE}: a mean place needs all trials, so it cannot steer a search. Give it to "
             f"--choose, and here one of: {', '.join(known)}."
         )
+    if twice := [name for name in plan.choose if plan.choose.count(name) > 1]:
+        raise UserError(f"--choose names {twice[0]} twice. Name each score once.")
     if AGGREGATE in plan.choose and len(plan.choose) > 1:
         raise UserError(
             f"--choose {','.join(plan.choose)}: {AGGREGATE} is the mean place over {' and '.join(AGGREGATED)} and "
@@ -268,6 +270,7 @@ def _require_comparable(plan: Plan, phases: Sequence[Phase]) -> None:
                 f"many there are and what is trained in them. Fix it on the command line and leave it out of the space."
             )
     recipe, grace = last_recipe(phases), grace_of(plan, phases)
+    grace = -(-grace // recipe.evaluation.every_steps) * recipe.evaluation.every_steps  # decisions fall on evaluations
     if grace >= recipe.steps:
         whose = "the last phase" if phases[0].name else "a trial"
         raise UserError(
@@ -320,10 +323,12 @@ def agree(plan: Plan, phases: Sequence[Phase]) -> Plan:
     path = storage.join(plan.out, "sweep.json")
     fields = {name: str(kind) for name, kind in plan.space.fields.items()}
     said = {
-        "space": fields, "search": plan.search, "points": plan.points or POINTS, "objective": plan.objective,
-        "seeds": plan.seeds, "seed": plan.seed, "scores": last_recipe(phases).evaluation.scores,
-        "recipe": phases_to_yaml(phases),
+        "space": fields, "order": list(fields), "search": plan.search, "points": plan.points or POINTS,
+        "objective": plan.objective, "seeds": plan.seeds, "seed": plan.seed,
+        "scores": last_recipe(phases).evaluation.scores, "recipe": phases_to_yaml(phases),
     }  # fmt: skip
+    if plan.resume and not storage.exists(path):
+        print(f"no sweep in {plan.out!r} to go on with: a new one begins", file=sys.stderr, flush=True)
     if storage.exists(path):
         if not plan.resume:
             raise UserError(f"{plan.out!r} holds a sweep already. Go on with it by --resume, or choose another --out.")

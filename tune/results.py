@@ -227,7 +227,7 @@ def best_yaml(phases: Sequence[Phase], best: Found, by: Sequence[str], objective
 
 def how_chosen(by: Sequence[str], objective: str) -> str:
     """By what a sweep chose and, where that differs, searched, in words; an oracle among them is called so."""
-    chosen = f"by {', '.join(map(label_of, by))}{', mean rank' if len(by) > 1 else ''}"
+    chosen = f"by {', '.join(map(label_of, by))}{', mean place' if len(by) > 1 else ''}"
     return chosen if list(by) == [objective] else f"{chosen}, searched by {label_of(objective)}"
 
 

@@ -80,11 +80,13 @@ class Range:
         return round(inside) if self.whole else inside
 
     def perturb(self, value: float, rng: random.Random) -> float:
-        """A number nearby; a whole one moves by at least one."""
-        moved = value * rng.choice(_PERTURBATION)
-        if self.whole and round(moved) == value:
-            moved = value + rng.choice((-1, 1))
-        return self.clip(moved)
+        """Another number nearby; a whole one moves by at least one, and one at an end of the range inwards."""
+        moved = [value * factor for factor in _PERTURBATION]
+        if self.whole:
+            moved = [value + (1 if one > value else -1) if round(one) == value else one for one in moved]
+        inside = [one for one in map(self.clip, moved) if one != value]
+        away = self.low + max(int(self.whole), (self.high - self.low) / 5)
+        return rng.choice(inside or [self.clip(away)])  # no factor leads away from 0
 
     def suggest(self, trial: Suggests, name: str) -> float:
         """The number that Optuna wants tried."""

@@ -99,7 +99,10 @@ def _field(name: str, path: str, value: Any, above: tuple[str, ...]) -> Range | 
         )
     [(kind, body)] = value.items()
     if kind not in kinds:
-        raise UserError(f"{where}: unknown kind {kind!r}{nearest(str(kind), kinds)}. Allowed: {', '.join(kinds)}.")
+        raise UserError(
+            f"{where}: unknown kind {kind!r}{nearest(str(kind), kinds)}. Allowed: {', '.join(kinds)}. (A field within "
+            f"{path} is written as one dotted path: {path}.{kind}.)"
+        )
     return _choice(name, path, body, above) if kind == "choice" else _range(where, kind, body)
 
 

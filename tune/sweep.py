@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distuda import storage
-from distuda.errors import RunFailed
+from distuda.errors import RunFailed, UserError
 from distuda.plan import Phase, load_phases
 from tune.lease import Lease
 from tune.plan import Plan, agree, drawn, grace_of, last_recipe, settle
@@ -40,10 +40,18 @@ def sweep(plan: Plan) -> dict[str, str]:
         RunFailed: no trial came to an end.
     """
     plan, phases = settle(plan)
-    plan = agree(plan, phases)
     with Lease(plan.out):
+        begun = storage.exists(storage.join(plan.out, "sweep.json"))
+        plan = agree(plan, phases)
         records = Records(plan.out)
-        _Run(plan, phases, records).search()
+        try:
+            _Run(plan, phases, records).search()
+        except UserError:  # this machine has not what the trials ask for; corrected words must find no sweep
+            if not begun and all(record.status == "waiting" for record in records):
+                for record in records:
+                    storage.remove(records.folder(record.id))
+                storage.remove(storage.join(plan.out, "sweep.json"))
+            raise
         return finish(plan, records, last_recipe(phases).seed)
 
 
@@ -202,6 +210,11 @@ def finish(plan: Plan, records: Records, seed: int) -> dict[str, str]:
     if not ranked:
         raise RunFailed(_why_none(records, by))
     print(f"chosen {how_chosen(by, plan.objective)}: configuration {ranked[0].number}", file=sys.stderr, flush=True)
+    if failed := [record for record in records if record.status == "failed"]:
+        print(
+            f"{len(failed)} of {len(records)} trials failed, the first with: {failed[0].reason}",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
     if (against := doubt(ranked)) and not any(map(is_oracle, by)):
         print(f"in doubt: {against}", file=sys.stderr, flush=True)
     return written
