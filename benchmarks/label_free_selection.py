@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--work", default="runs/selection")
     parser.add_argument("--results", default=str(HERE / "label_free_selection.json"))
     parser.add_argument("--num", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=216, help="of a trial")
+    parser.add_argument("--steps", type=int, default=120, help="of a trial")
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--asha", action="store_true")
     parser.add_argument("--seed", type=int, default=0, help="of the configurations that are drawn, and of training")
