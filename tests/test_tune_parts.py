@@ -157,8 +157,13 @@ def test_a_recipe_that_is_edited_under_way_changes_no_trial(domains: list[str], 
 def test_a_space_in_another_order_draws_others_and_is_refused(domains: list[str], tmp_path: Path) -> None:
     lines = ["augment.style: {choice: [none, fourier]}\n", "optimizer.head_lr_factor: {int: [1, 3]}\n"]
     agree(*settle(plan_for(tmp_path, domains, "".join(lines))))
-    with pytest.raises(UserError, match="begun otherwise: order"):
+    with pytest.raises(UserError, match=r"begun otherwise: order: .*'\]. Restore these values, or choose another"):
         agree(*settle(plan_for(tmp_path, domains, "".join(lines[::-1]), resume=True)))
+    nested = "method.name: {choice: {source_only: {}, minent: {method.lambda_ent: {loguniform: [1.0e-3, 0.1]}}}}\n"
+    plan = plan_for(tmp_path, domains, nested, resume=True)
+    said = r"method.name: None -> choice \[source_only, minent with {method.lambda_ent: loguniform \[0.001, 0.1\]}\]"
+    with pytest.raises(UserError, match=said):
+        agree(*settle(replace(plan, words=tuple(word for word in plan.words if not word.startswith("method")))))
 
 
 def test_what_this_machine_has_not_leaves_no_sweep_behind(

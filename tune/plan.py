@@ -334,9 +334,10 @@ def agree(plan: Plan, phases: Sequence[Phase]) -> Plan:
             raise UserError(f"{plan.out!r} holds a sweep already. Go on with it by --resume, or choose another --out.")
         before = json.loads(storage.read_bytes(path))
         if odd := differences(_comparable(before), _comparable(said)):
+            where = " (its recipe lies in it as recipe.yaml)" if any(one.startswith("recipe.") for one in odd) else ""
             raise UserError(
-                f"the sweep in {plan.out!r} was begun otherwise: {'; '.join(odd)}. Restore these values (its recipe "
-                f"lies in it as recipe.yaml), or choose another --out."
+                f"the sweep in {plan.out!r} was begun otherwise: {'; '.join(odd)}. Restore these values{where}, or "
+                "choose another --out."
             )
     storage.write_bytes(path, json.dumps(said, indent=1).encode())
     if plan.recipe is None:

@@ -57,6 +57,10 @@ class Range:
     log: bool = False
     whole: bool = False
 
+    def __str__(self) -> str:
+        kind = "int" if self.whole else "loguniform" if self.log else "uniform"
+        return f"{kind} [{self.low:g}, {self.high:g}]"
+
     def sample(self, rng: random.Random) -> float:
         """A number of the range."""
         if self.whole:
@@ -106,6 +110,10 @@ class Choice:
     options: tuple[Any, ...]
     inner: Mapping[str, "Space"] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        under = [f"{option}{f' with {space}' if (space := self.under(option)) else ''}" for option in self.options]
+        return f"choice [{', '.join(under)}]"
+
     def ends(self) -> list[Any]:
         """What must be valid: every option."""
         return list(self.options)
@@ -126,6 +134,9 @@ class Space:
 
     name: str = field(compare=False, repr=False)
     fields: Mapping[str, Range | Choice]
+
+    def __str__(self) -> str:
+        return f"{{{', '.join(f'{path}: {kind}' for path, kind in self.fields.items())}}}"
 
     def sample(self, rng: random.Random) -> Configuration:
         """A configuration by chance, every field on its own."""

@@ -106,7 +106,10 @@ class Checkpoints:
         if which == "best":
             names = [name for name in names if int(name.split("-")[1]) == self._best_step()]
         if not names:
-            raise UserError(f"{self.run_uri!r} has no {which} checkpoint. Train it, or resume it with resume=true.")
+            raise UserError(
+                f"{self.run_uri!r} has no {which} checkpoint. Train it, or resume it with resume=true. (Of a sweep's "
+                "trials only the best keep theirs: --keep.)"
+            )
         return storage.join(self.folder, names[-1])
 
 
