@@ -51,7 +51,7 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(timeout=10)  # it may hang on storage that is away
         storage.remove(self.path)
 
     def _beat(self) -> None:
