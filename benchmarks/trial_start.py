@@ -9,6 +9,7 @@ what to train, Ray Train's controller and a worker that imports torch. Reading h
 
 import argparse
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 from accuracy import distuda
@@ -29,7 +30,7 @@ def main() -> None:
         "--space", str(work / "space.yaml"), "--num", "4", "--concurrent", "1", "--out", str(work / "sweep"),
     )  # fmt: skip
     trials = [work / "sweep" / "trials" / f"{number:04d}" for number in range(4)]
-    for before, after in zip(trials, trials[1:], strict=False):
+    for before, after in pairwise(trials):
         waited = (after / "environment.json").stat().st_mtime - (before / "trial.json").stat().st_mtime
         print(f"{after.name} began {waited:.1f} s after {before.name} had ended")
 
