@@ -83,7 +83,7 @@ def shade(share: float | None) -> str:
 def parallel(axes: Sequence[Axis], lines: Sequence[Line]) -> Markup:
     """One vertical axis a field or score, a line a configuration; the best are drawn last.
 
-    A line is dashed across the axes of fields that it does not have.
+    A line is dotted across the axes of fields that it does not have.
     """
     gap, top, height = max(150, 1000 // len(axes)), 34, 250
     width = gap * (len(axes) - 1) + 190

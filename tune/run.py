@@ -202,6 +202,8 @@ class ProcessRun:
     def __init__(self, task: Task, words: Sequence[str], folder: str, standby: Standby) -> None:
         self.words = ["train", *([task.recipe] if task.recipe else []), *task.all_words(words, folder)]
         self._phases, self._folder, self._standby = task.phases(words, folder), folder, standby
+        self._first_sign = storage.join(next(iter(offsets(self._phases))), "metrics.jsonl")
+        self._followed = False
         self._seen = {row["step"] for row in kept(self._phases)}
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting: list[Row] = []
@@ -212,8 +214,9 @@ class ProcessRun:
         while True:
             over = process.poll() is not None  # looked at before the rows: none can come between
             self._look(recorded(self._phases) if over else kept(self._phases))
-            if not over and storage.exists(storage.join(next(iter(offsets(self._phases))), "metrics.jsonl")):
+            if not (over or self._followed) and storage.exists(self._first_sign):
                 self._standby.prepare()
+                self._followed = True
             if self._waiting:
                 return self._waiting.pop(0)
             if over:
@@ -223,6 +226,7 @@ class ProcessRun:
 
     def _start(self) -> "subprocess.Popen[bytes]":
         Path(self._log).parent.mkdir(parents=True, exist_ok=True)
+        Path(self._log).write_bytes(b"")  # a process that ends before it writes has not the last one's words
         return self._standby.take(self.words, self._log)
 
     @property
