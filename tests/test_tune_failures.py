@@ -8,8 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from sweeps import ROOT, SPACE, WORDS, plan_for, trials
 
 from distuda.engine.run import read_rows
 from distuda.errors import RunFailed, UserError
+from tune.live import LOST
 from tune.plan import Plan
+from tune.records import ENDED
 from tune.run import ProcessRun, Task, standby_for
 from tune.space_file import load_space
 from tune.sweep import sweep
@@ -42,9 +44,9 @@ def test_a_failed_trial_is_told_with_its_cause_and_stops_nothing(
         sweep(plan_for(tmp_path / "none", domains, "optimizer.lr: {choice: [1.0e+30]}\n", search="grid"))
 
 
-@pytest.mark.parametrize("victim", ["driver", "head"])
+@pytest.mark.parametrize(("victim", "scheduler"), [("driver", "none"), ("driver", "asha"), ("head", "none")])
 def test_a_kill_loses_nothing_that_was_finished(
-    victim: str, domains: list[str], tmp_path: Path, local_ray: None
+    victim: str, scheduler: str, domains: list[str], tmp_path: Path, local_ray: None
 ) -> None:
     import ray
 
@@ -52,7 +54,7 @@ def test_a_kill_loses_nothing_that_was_finished(
     out = tmp_path / "sweep"
     words = [*WORDS, *domains, "steps=40"]
     command = [sys.executable, "-m", "distuda", "sweep", *words, "--space", str(tmp_path / "space.yaml"), "--num", "3",
-               "--concurrent", "1", "--out", str(out)]  # fmt: skip
+               "--concurrent", "1", "--scheduler", scheduler, "--out", str(out)]  # fmt: skip
     environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
     if victim == "driver":  # the other one brings a cluster of its own
         environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
@@ -62,7 +64,9 @@ def test_a_kill_loses_nothing_that_was_finished(
     driver = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=error)
     os.close(error)
     try:
-        wait_until(lambda: evaluations(out / "trials" / "0001") and status(out, "0000") == "finished", driver)
+        wait_until(
+            lambda: evaluations(out / "trials" / "0001") and b"of 3 trials, 1 finished" in b"".join(shown), driver
+        )
         if victim == "head":
             [head] = [p for p in psutil.Process(driver.pid).children(recursive=True) if p.name() == "gcs_server"]
             head.kill()
@@ -70,42 +74,44 @@ def test_a_kill_loses_nothing_that_was_finished(
     finally:
         driver.kill()
         driver.wait()
-    assert b"of 3 trials, 1 finished" in b"".join(shown)
-    before = (out / "trials" / "0000" / "metrics.jsonl").stat().st_mtime_ns
-    reached = evaluations(out / "trials" / "0001")
-    assert status(out, "0001") == "running" and reached < 20
-    sweep(
-        Plan(None, tuple(words), load_space(str(tmp_path / "space.yaml")), str(out), num=3, concurrent=1, resume=True)
-    )
-    assert [r.status for r in trials(tmp_path)] == ["finished"] * 3
-    assert (out / "trials" / "0000" / "metrics.jsonl").stat().st_mtime_ns == before
-    rows = read_rows(str(out / "trials" / "0001"))
-    assert [row["step"] for row in rows if row["kind"] == "evaluation"] == list(range(2, 41, 2))
+    before = written(out)
+    assert "0000" in before and (scheduler == "asha" or "0001" not in before)
+    space = load_space(str(tmp_path / "space.yaml"))
+    sweep(Plan(None, tuple(words), space, str(out), num=3, concurrent=1, scheduler=scheduler, resume=True))
+    assert written(out).items() >= before.items()
+    ended = trials(tmp_path)
+    assert [r.status for r in ended] == ["finished"] * 3 or scheduler == "asha"
+    assert len(ended) == 3 and {r.status for r in ended} <= {"finished", "stopped"}
+    for record in ended:
+        rows = read_rows(str(out / "trials" / record.id))
+        assert [r["step"] for r in rows if r["kind"] == "evaluation"] == list(range(2, record.step + 1, 2))
 
 
 def test_a_lost_worker_costs_the_steps_since_its_checkpoint(
     domains: list[str], tmp_path: Path, local_ray: None
 ) -> None:
-    plan = plan_for(tmp_path, domains, SPACE, "steps=20", num=1)
-    killed: list[int] = []
+    """However often it is lost, as long as the trial gets on in between."""
+    folder, seen, killed = tmp_path / "sweep" / "trials" / "0000", 0, 0
 
     def kill() -> None:
-        folder = tmp_path / "sweep" / "trials" / "0000"
-        while not evaluations(folder):
-            time.sleep(0.2)
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if any(word.startswith("ray::") and "Trainable" in word for word in process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
+        nonlocal seen, killed
+        if killed <= LOST and evaluations(folder) > seen:
+            killed += kill_trainables()
+            seen = evaluations(folder)
 
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    sweep(plan)
-    killer.join(10)
-    assert killed and [r.status for r in trials(tmp_path)] == ["finished"]
-    rows = read_rows(str(tmp_path / "sweep" / "trials" / "0000"))
-    assert [row["step"] for row in rows if row["kind"] == "evaluation"] == list(range(2, 21, 2))
+    with again_and_again(kill):
+        sweep(plan_for(tmp_path, domains, SPACE, "steps=60", num=1))
+    assert killed == LOST + 1 and [r.status for r in trials(tmp_path)] == ["finished"]
+    rows = read_rows(str(folder))
+    assert [row["step"] for row in rows if row["kind"] == "evaluation"] == list(range(2, 61, 2))
+
+
+def test_a_trial_that_is_lost_without_getting_on_has_failed(
+    domains: list[str], tmp_path: Path, local_ray: None
+) -> None:
+    with again_and_again(kill_trainables), pytest.raises(RunFailed, match="lost again and again"):
+        sweep(plan_for(tmp_path, domains, SPACE, num=1))
+    assert [r.status for r in trials(tmp_path)] == ["failed"]
 
 
 def test_trials_with_workers_are_processes_beside_each_other(
@@ -151,8 +157,43 @@ def status(out: Path, trial: str) -> str:
     return str(json.loads(path.read_text())["status"]) if path.exists() else ""
 
 
+def written(out: Path) -> dict[str, int]:
+    """Ended trials, with the time of the last word on their training."""
+    ended = [folder for folder in (out / "trials").iterdir() if status(out, folder.name) in ENDED]
+    return {folder.name: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in ended}
+
+
 def evaluations(folder: Path) -> int:
     return sum(row["kind"] == "evaluation" for row in read_rows(str(folder)))
+
+
+def kill_trainables() -> int:
+    """Kill what trains trials, and tell how many processes that was."""
+    killed = 0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any(word.startswith("ray::") and "Trainable" in word for word in process.cmdline()):
+                process.kill()
+                killed += 1
+    return killed
+
+
+@contextmanager
+def again_and_again(act: Callable[[], object]) -> Iterator[None]:
+    """Do it every 0.2 s as long as the block runs."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(0.2):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(10)
 
 
 def drain(terminal: int, shown: list[bytes]) -> None:

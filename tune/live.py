@@ -18,6 +18,9 @@ from tune.results import chosen_by, how_chosen, label_of, may_lead, worth_keepin
 from tune.space import Configuration, words_of
 from tune.trial import key_of
 
+LOST = 3
+"""Times a trial's process may be lost without a new evaluation before the trial counts as failed."""
+
 
 class Observer(tune.Callback):
     """Tune tells it of everything; it keeps the trials' records, their checkpoints in bounds, and the user informed.
@@ -41,6 +44,7 @@ class Observer(tune.Callback):
         self.live = Live(console=Console(stderr=True), refresh_per_second=2) if sys.stderr.isatty() else None
         self.began_s = time.monotonic()
         self._told: set[tuple[str, int, str]] = set()
+        self._reached: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks when it starts; the copy, which nobody uses, has no terminal."""
@@ -79,6 +83,9 @@ class Observer(tune.Callback):
     ) -> None:
         """An evaluation, or the end of a trial that failed."""
         record = self._of(trial)
+        if result["step"] > self._reached.get(record.id, 0):  # not one that a process after a lost one tells again
+            self._reached[record.id] = result["step"]
+            trial.max_failures = trial.num_failures + LOST
         if record.status in ("finished", "stopped"):  # it only reports again what it had reported
             return
         record.step, record.seconds = int(result["step"]), record.seconds + float(result["seconds"])

@@ -28,10 +28,6 @@ from tune.space import Configuration
 POPULATION = "population"
 """Folder in that of a sweep by population-based training, until it has ended: Tune's notes."""
 
-LOST = 3
-"""Times a trial's process may be lost before the trial counts as failed."""
-
-
 def sweep(plan: Plan) -> dict[str, str]:
     """Search as planned and give the URIs of ``best.yaml``, ``results.parquet`` and ``sweep.html``.
 
@@ -142,6 +138,7 @@ class _Run:
 
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
+        from tune.live import LOST
         from tune.search import Tpe, population, scheduler_for
         from tune.trial import TrialActor
 
