@@ -38,6 +38,7 @@ from distuda.metrics.label_free import DEFAULT_SCORES, SCORES
 from tune.plan import NUM, OBJECTIVE
 from tune.results import AGGREGATED, OF_CLIPS, Found, agreement, by_mean_place, doubt
 
+STEPS = 120
 ORACLE = "target_miou (oracle)"
 OF_SMALL, DRAWS = NUM, 300
 """Configurations of a sweep that is not told how many, and how many such sweeps are drawn from each that was made."""
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--work", default="runs/selection")
     parser.add_argument("--results", default=str(HERE / "label_free_selection.json"))
     parser.add_argument("--num", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=120, help="of a trial")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a trial")
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--asha", action="store_true")
     parser.add_argument("--seed", type=int, default=0, help="of the configurations that are drawn, and of training")
@@ -76,6 +77,7 @@ def main() -> None:
     kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     if arguments.which != "table":
         name = arguments.which + (f"_seed{arguments.seed}" if arguments.seed else "")
+        name += f"_{arguments.steps}steps" if arguments.steps != STEPS else ""
         name += "_asha" if arguments.asha else ""
         kept[name] = run(arguments, name)
         results.write_text(json.dumps(kept, indent=1) + "\n")

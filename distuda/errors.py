@@ -13,9 +13,9 @@ class RunFailed(Exception):
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """``, did you mean 'x'?`` for the closest allowed name, or nothing when none is close."""
+    """`` (did you mean 'x'?)`` for the closest allowed name, or nothing when none is close."""
     match = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
-    return f", did you mean {match[0]!r}?" if match else ""
+    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 _PLAIN = {

@@ -279,7 +279,7 @@ def test_tags_from_masks_leave_out_background_and_ignored(tmp_path: Path) -> Non
         ("[1]", "has no mapping 'tags'"),
         ('{"tagz": {}}', "has no mapping 'tags'"),
         ('{"tags": {"x": "car"}}', "the tags of 'x' are 'car'"),
-        ('{"tags": {"x": ["carr"]}}', "no class 'carr', did you mean 'car'"),
+        ('{"tags": {"x": ["carr"]}}', "no class 'carr' (did you mean 'car'"),
     ],
 )
 def test_a_mistake_in_tags_is_named(content: str, says: str, tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_numbers_in_the_names_of_other_phases_are_no_rounds(tmp_path: Path) -> N
         (["phases.masks.relabel=compos"], ["phase 'masks'", "not a relabel phase", "did you mean 'compose'"]),
         (["phases.masks.steps=3"], ["phase 'masks'", "unknown field 'steps'"]),
         (["phases.erase.round=2"], ["phase 'erase_1'", "unknown field 'round'"]),
-        (["stpes=3"], ["unknown field 'stpes', did you mean 'steps'"]),
+        (["stpes=3"], ["unknown field 'stpes' (did you mean 'steps'?). Fields there: "]),
     ],
 )
 def test_a_mistake_in_rounds_or_relabel_phases_is_named(words: list[str], says: list[str], tmp_path: Path) -> None:

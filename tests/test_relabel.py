@@ -135,7 +135,7 @@ def test_stuff_takes_the_part_of_a_background_that_the_table_lacks() -> None:
 
 
 def test_an_unknown_class_of_a_threshold_is_named() -> None:
-    with pytest.raises(UserError, match=r"relabel.class_thresholds: .*no class 'dgo', did you mean 'dog'"):
+    with pytest.raises(UserError, match=r"relabel.class_thresholds: .*no class 'dgo' \(did you mean 'dog'"):
         Compose.require(Compose.Config(class_thresholds={"dgo": 0.1}), WITH_BACKGROUND)
 
 

@@ -25,7 +25,7 @@ from tune.sweep import finish, sweep
 
 MISTAKES = {
     "space": ("optimizer.lrr: {uniform: [0, 1]}\n", {}, "unknown field 'optimizer.lrr'"),
-    "objective": (SPACE, {"objective": "entropi"}, "'entropi' is no score, did you mean 'entropy'"),
+    "objective": (SPACE, {"objective": "entropi"}, r"'entropi' is no score \(did you mean 'entropy'"),
     "pbt": (SPACE, {"search": "pbt", "scheduler": "asha"}, "is a scheduler itself"),
     "num": (SPACE, {"num": 0}, "--num 0 is too few"),
     "steps": ("steps: {int: [4, 6]}\n", {"scheduler": "asha"}, "compares trials at equal steps, and .* 'steps'"),

@@ -274,8 +274,10 @@ class Space:
         self, recipe: str | None, words: Sequence[str], above: Configuration, beside: Mapping[str, Range | Choice]
     ) -> None:
         """Each field alone, then under each option of a choice the others: those here and those ``beside`` it above."""
+        kinds = [path.removesuffix("name") for path in self.fields if _is_kind(path)]  # chosen here: `method.`
         for path, kind in self.fields.items():
-            for value in kind.ends():
+            alone = _is_kind(path) or not path.startswith(tuple(kinds))  # else it is a field of what is chosen
+            for value in kind.ends() if alone else ():
                 self._read(recipe, words, {**above, path: value}, [path])
         choices = [(path, kind) for path, kind in self.fields.items() if isinstance(kind, Choice)]
         for path, choice in choices:
@@ -293,7 +295,8 @@ class Space:
             load_phases(recipe, [*words, *words_of(chosen)])
         except UserError as error:
             said = " ".join(word(path, chosen[path]) for path in named)
-            raise UserError(f"{self.name}: {said}: {error}") from None
+            where = " A field that only some options have is written under these." if len(named) == 2 else ""
+            raise UserError(f"{self.name}: {said}: {error}{where if 'unknown field' in str(error) else ''}") from None
 
 
 def words_of(configuration: Mapping[str, Any]) -> list[str]:

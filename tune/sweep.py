@@ -28,6 +28,7 @@ from tune.space import Configuration
 POPULATION = "population"
 """Folder in that of a sweep by population-based training, until it has ended: Tune's notes."""
 
+
 def sweep(plan: Plan) -> dict[str, str]:
     """Search as planned and give the URIs of ``best.yaml``, ``results.parquet`` and ``sweep.html``.
 

@@ -231,8 +231,8 @@ def choose(data: Dataset, keys: Sequence[str], count: int) -> NDArray[np.int64]:
     number_of = {key: number for number, key in enumerate(data.index["key"].to_pylist())}
     for key in keys:
         if key not in number_of:
-            hint = nearest(key, number_of) or "."
-            raise UserError(f"no sample {key!r} in {data.uri!r}{hint} Without --key, evenly spaced ones are shown.")
+            near = nearest(key, number_of)
+            raise UserError(f"no sample {key!r} in {data.uri!r}{near}. Without --key, evenly spaced ones are shown.")
     return np.asarray([number_of[key] for key in dict.fromkeys(keys)], np.int64)
 
 
