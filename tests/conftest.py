@@ -14,9 +14,9 @@ from distuda.data.shards import write_shards
 torch.set_num_threads(1)
 
 LONGEST_FILES = (
-    "test_tune_failures", "test_tune_sweep", "test_cluster_train", "test_cluster_jobs", "test_engine", "test_methods",
-    "test_recipes_run", "test_data_stream", "test_export_onnx", "test_object_store", "test_relabel", "test_clips",
-    "test_readme",
+    "test_tune_failures", "test_tune_lost", "test_tune_sweep", "test_cluster_train", "test_cluster_jobs", "test_engine",
+    "test_methods", "test_recipes_run", "test_data_stream", "test_export_onnx", "test_object_store", "test_relabel",
+    "test_clips", "test_readme",
 )  # fmt: skip
 
 

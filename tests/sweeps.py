@@ -1,10 +1,15 @@
 """What the tests of sweeps share: a small plan, and its trials."""
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from settings import TINY
 
+from distuda.engine.run import read_rows
 from tune.plan import Plan
 from tune.records import Record, Records
 from tune.space_file import load_space
@@ -29,3 +34,37 @@ def plan_for(folder: Path, domains: list[str], text: str = SPACE, *words: str, *
 def trials(folder: Path) -> list[Record]:
     """The records of `plan_for`'s sweep."""
     return list(Records(str(folder / "sweep")))
+
+
+def evaluations(folder: Path) -> int:
+    """How many a run folder has."""
+    return sum(row["kind"] == "evaluation" for row in read_rows(str(folder)))
+
+
+def kill_processes(kind: str) -> int:
+    """Kill Ray's actors with this in their name, and tell how many there were."""
+    killed = 0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any(word.startswith("ray::") and kind in word for word in process.cmdline()):
+                process.kill()
+                killed += 1
+    return killed
+
+
+@contextmanager
+def again_and_again(act: Callable[[], object]) -> Iterator[None]:
+    """Do it every 0.2 s as long as the block runs."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(0.2):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(10)

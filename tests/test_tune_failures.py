@@ -1,4 +1,4 @@
-"""Sweeps that lose a trial, a worker, the driver or the head; trials that are processes of their own."""
+"""Sweeps that lose a trial, the driver or the head; a trial that is a process of its own."""
 
 import json
 import os
@@ -8,19 +8,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from sweeps import ROOT, SPACE, WORDS, plan_for, trials
+from sweeps import ROOT, SPACE, WORDS, evaluations, plan_for, trials
 
 from distuda.engine.run import read_rows
 from distuda.errors import RunFailed, UserError
-from tune.live import LOST
 from tune.plan import Plan
 from tune.records import ENDED
 from tune.run import ProcessRun, Task, standby_for
@@ -87,44 +86,6 @@ def test_a_kill_loses_nothing_that_was_finished(
         assert [r["step"] for r in rows if r["kind"] == "evaluation"] == list(range(2, record.step + 1, 2))
 
 
-def test_a_lost_worker_costs_the_steps_since_its_checkpoint(
-    domains: list[str], tmp_path: Path, local_ray: None
-) -> None:
-    """However often it is lost, as long as the trial gets on in between."""
-    folder, seen, killed = tmp_path / "sweep" / "trials" / "0000", 0, 0
-
-    def kill() -> None:
-        nonlocal seen, killed
-        if killed <= LOST and evaluations(folder) > seen:
-            killed += kill_trainables()
-            seen = evaluations(folder)
-
-    with again_and_again(kill):
-        sweep(plan_for(tmp_path, domains, SPACE, "steps=60", num=1))
-    assert killed == LOST + 1 and [r.status for r in trials(tmp_path)] == ["finished"]
-    rows = read_rows(str(folder))
-    assert [row["step"] for row in rows if row["kind"] == "evaluation"] == list(range(2, 61, 2))
-
-
-def test_a_trial_that_is_lost_without_getting_on_has_failed(
-    domains: list[str], tmp_path: Path, local_ray: None
-) -> None:
-    with again_and_again(kill_trainables), pytest.raises(RunFailed, match="lost again and again"):
-        sweep(plan_for(tmp_path, domains, SPACE, num=1))
-    assert [r.status for r in trials(tmp_path)] == ["failed"]
-
-
-def test_trials_with_workers_are_processes_beside_each_other(
-    domains: list[str], tmp_path: Path, local_ray: None
-) -> None:
-    """On three logical CPUs: a worker each, and one that both read their data by."""
-    sweep(plan_for(tmp_path, domains, SPACE, "workers=1", num=2, concurrent=2))
-    ended = trials(tmp_path)
-    assert [(trial.status, trial.step) for trial in ended] == [("finished", 6)] * 2
-    for trial in ended:
-        assert trial.scores["entropy"] == read_rows(str(tmp_path / "sweep" / "trials" / trial.id))[-1]["entropy"]
-
-
 def test_the_process_of_a_trial_tells_its_cause_and_ends_with_its_parent(domains: list[str], tmp_path: Path) -> None:
     task = Task(None, (*WORDS, *domains, "source.uri=/nowhere"), str(tmp_path))
     with pytest.raises(UserError, match="nowhere"):
@@ -161,39 +122,6 @@ def written(out: Path) -> dict[str, int]:
     """Ended trials, with the time of the last word on their training."""
     ended = [folder for folder in (out / "trials").iterdir() if status(out, folder.name) in ENDED]
     return {folder.name: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in ended}
-
-
-def evaluations(folder: Path) -> int:
-    return sum(row["kind"] == "evaluation" for row in read_rows(str(folder)))
-
-
-def kill_trainables() -> int:
-    """Kill what trains trials, and tell how many processes that was."""
-    killed = 0
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if any(word.startswith("ray::") and "Trainable" in word for word in process.cmdline()):
-                process.kill()
-                killed += 1
-    return killed
-
-
-@contextmanager
-def again_and_again(act: Callable[[], object]) -> Iterator[None]:
-    """Do it every 0.2 s as long as the block runs."""
-    over = threading.Event()
-
-    def repeat() -> None:
-        while not over.wait(0.2):
-            act()
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(10)
 
 
 def drain(terminal: int, shown: list[bytes]) -> None:
