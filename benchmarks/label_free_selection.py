@@ -11,7 +11,8 @@ all trained equally long by `distuda sweep`. `renders` goes from AirSim's render
 `fog` from streets by day to streets in fog; `clips` are streets in clips of 6 frames, which have temporal consistency
 as a score; networks still learn single frames. Spearman is the rank correlation of a score with target mIoU, regret the
 mIoU of the best configuration minus that of the one chosen, in points. `--asha` sweeps the same configurations again
-with ASHA and compares with random search at equal compute; `--seed 1` draws others, and trains from another seed.
+with ASHA and compares with random search at equal compute (`--looks 9`: its first look comes after a ninth of the steps,
+not a third); `--seed 1` draws others, and trains from another seed.
 Interrupted, a sweep goes on where it stopped; what came out is kept in --results, and `table` prints it again.
 """
 
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="of a trial")
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--asha", action="store_true")
+    parser.add_argument("--looks", type=int, default=3, help="of --asha: evaluations of a trial that is trained whole")
     parser.add_argument("--seed", type=int, default=0, help="of the configurations that are drawn, and of training")
     parser.add_argument(
         "--keep", type=int, default=3, help="trials whose checkpoints stay, to score them otherwise later"
@@ -90,8 +92,8 @@ def run(arguments: argparse.Namespace, name: str) -> Trial:
     out = work / f"{name}-{arguments.steps}"
     words = ["--num", str(arguments.num), "--concurrent", str(arguments.concurrent), "--choose", "aggregate"]
     words += ["--seed", str(arguments.seed), "--keep", str(arguments.keep)]
-    words += ["--scheduler", "asha"] if arguments.asha else []  # looks at each third of the steps
-    every = arguments.steps // (3 if arguments.asha else 1)
+    words += ["--scheduler", "asha"] if arguments.asha else []
+    every = arguments.steps // (arguments.looks if arguments.asha else 1)
     fresh = not (out / "sweep.json").exists()
     began_s = time.time()
     distuda(
