@@ -11,7 +11,7 @@ all trained equally long by `distuda sweep`. `renders` goes from AirSim's render
 `fog` from streets by day to streets in fog; `clips` are streets in clips of 6 frames, which have temporal consistency
 as a score; networks still learn single frames. Spearman is the rank correlation of a score with target mIoU, regret the
 mIoU of the best configuration minus that of the one chosen, in points. `--asha` sweeps the same configurations again
-with ASHA and compares with random search at equal compute (`--looks 9`: its first look comes after a ninth of the steps,
+with ASHA and compares with random search at equal compute (`--looks 9`: it first looks after a ninth of the steps,
 not a third); `--seed 1` draws others, and trains from another seed.
 Interrupted, a sweep goes on where it stopped; what came out is kept in --results, and `table` prints it again.
 """
