@@ -94,23 +94,31 @@ def test_the_process_of_a_trial_tells_its_cause_and_ends_with_its_parent(domains
     standby = standby_for(task, "local")
     long = ProcessRun(task, [], str(tmp_path / "long"), standby)
     assert long.next()
-    process = long._process
+    process, waiting = long._process, standby._waiting
     assert process is not None and process.stdin is not None and process.poll() is None
     process.stdin.close()  # what the kernel does when the parent dies
     assert process.wait(timeout=20) == -signal.SIGKILL
     with pytest.raises(RunFailed, match="was killed by SIGKILL, often for lack of memory"):
         while long.next():
             pass
+    assert waiting is not None
+    waiting.kill()
+
+
+def test_a_process_waits_for_the_next_trial_and_ends_by_itself(domains: list[str], tmp_path: Path) -> None:
+    task = Task(None, (*WORDS, *domains, "steps=100000"), str(tmp_path))
+    standby = standby_for(task, "local")
+    standby.prepare()
     waiting = standby._waiting
-    assert waiting is not None and waiting.stdin is not None and waiting.poll() is None
-    next_one = ProcessRun(task, [], str(tmp_path / "next"), standby)
-    assert next_one.next() and next_one._process is waiting  # it has waited for this trial
-    next_one.stop()
+    assert waiting is not None and waiting.poll() is None
+    run = ProcessRun(task, [], str(tmp_path / "next"), standby)
+    assert run.next() and run._process is waiting
+    run.stop()
     assert waiting.poll() is not None
-    left = standby._waiting
-    assert left is not None and left.stdin is not None
+    left = standby._waiting  # made ready once the trial trained
+    assert left is not None and left is not waiting and left.stdin is not None
     left.stdin.close()
-    assert left.wait(timeout=60) == 0  # one that was told nothing ends by itself
+    assert left.wait(timeout=120) == 0  # one that was told nothing
 
 
 def status(out: Path, trial: str) -> str:
