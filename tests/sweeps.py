@@ -42,11 +42,11 @@ def evaluations(folder: Path) -> int:
 
 
 def kill_processes(kind: str) -> int:
-    """Kill Ray's actors with this in their name, and tell how many there were."""
+    """Kill the processes started from here with this in their command, and tell how many there were."""
     killed = 0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if any(word.startswith("ray::") and kind in word for word in process.cmdline()):
+            if any(kind in word for word in process.cmdline()):
                 process.kill()
                 killed += 1
     return killed

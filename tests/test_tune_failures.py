@@ -22,7 +22,7 @@ from distuda.engine.run import read_rows
 from distuda.errors import RunFailed, UserError
 from tune.plan import Plan
 from tune.records import ENDED
-from tune.run import ProcessRun, Task, standby_for
+from tune.run import LostError, ProcessRun, Task, standby_for
 from tune.space_file import load_space
 from tune.sweep import sweep
 
@@ -98,7 +98,7 @@ def test_the_process_of_a_trial_tells_its_cause_and_ends_with_its_parent(domains
     assert process is not None and process.stdin is not None and process.poll() is None
     process.stdin.close()  # what the kernel does when the parent dies
     assert process.wait(timeout=20) == -signal.SIGKILL
-    with pytest.raises(RunFailed, match="was killed by SIGKILL, often for lack of memory"):
+    with pytest.raises(LostError, match="was killed by SIGKILL, often for lack of memory"):
         while long.next():
             pass
     assert waiting is not None
@@ -139,7 +139,7 @@ def drain(terminal: int, shown: list[bytes]) -> None:
             shown.append(chunk)
 
 
-def wait_until(done: Callable[[], Any], driver: "subprocess.Popen[bytes]", patience_s: float = 250) -> None:
+def wait_until(done: Callable[[], Any], driver: "subprocess.Popen[bytes]", patience_s: float = 120) -> None:
     give_up_s = time.monotonic() + patience_s
     while not done():
         assert driver.poll() is None and time.monotonic() < give_up_s

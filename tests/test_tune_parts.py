@@ -66,6 +66,26 @@ def test_a_search_for_fewer_does_not_wait_for_what_is_over_its_number(
         _Run(replace(plan, num=3), phases, records).search()
 
 
+def test_seeds_of_what_a_scheduler_ends_are_over_too(
+    domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were begun before the sweep had one."""
+    plan, phases = settle(plan_for(tmp_path, domains, seeds=2, scheduler="asha"))
+    records = Records(plan.out)
+    for number, status in enumerate(("finished", "stopped", "stopped")):
+        for record, one in zip(records.add(number, {}, 2), (status, "running"), strict=True):
+            record.status = one  # type: ignore[assignment]
+    monkeypatch.setattr(_Run, "_listed", lambda self: [r for r in self.records if not r.repeat])
+
+    def fit(self: _Run, listed: list[Record], *_: Any) -> None:
+        for record in listed:
+            record.status = "finished" if record.repeat else record.status
+
+    monkeypatch.setattr(_Run, "_sit", fit)
+    _Run(plan, phases, records).search()
+    assert [record.status for record in records if record.repeat] == ["finished", "stopped", "stopped"]
+
+
 def test_a_search_that_goes_on_does_not_begin_again() -> None:
     space = load_space("advent")
 
@@ -103,7 +123,7 @@ def test_a_donor_keeps_what_its_own_pruning_takes(tmp_path: Path) -> None:
         checkpoint(donor, step)
         donate(str(donor), step)
     donate(str(donor), 5)  # no checkpoint of that step: nothing to give
-    assert len(list((donor / DONATED).iterdir())) == DONATIONS
+    assert sorted(f.name for f in (donor / DONATED).glob("step-*")) == [f"step-{step:08d}" for step in steps[1:]]
     checkpoint(thief, 30)
     phases = Task(None, (), str(tmp_path)).phases([], str(thief))
     assert not adopt({"folder": str(donor), "step": 10}, phases)  # given up since: the thief keeps its own
@@ -113,6 +133,13 @@ def test_a_donor_keeps_what_its_own_pruning_takes(tmp_path: Path) -> None:
     assert adopt({"folder": str(donor), "step": 20}, phases)
     assert [f.name for f in (thief / "checkpoints").iterdir()] == ["step-00000020"]
     assert (thief / "checkpoints" / "step-00000020" / WEIGHTS).read_text() == f"{WEIGHTS} 20"
+
+
+def test_a_donor_that_has_copied_a_slower_one_keeps_what_it_gave_last(tmp_path: Path) -> None:
+    for step in (8, 10, 12, 14, 6):
+        checkpoint(tmp_path, step)
+        donate(str(tmp_path), step)
+    assert {f.name for f in (tmp_path / DONATED).glob("step-*")} == {f"step-{step:08d}" for step in (10, 12, 14, 6)}
 
 
 def test_a_member_that_is_killed_as_it_copies_keeps_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,9 +262,22 @@ def test_a_sweep_has_one_driver_at_a_time(domains: list[str], tmp_path: Path, mo
     monkeypatch.setattr(lease, "BEAT_S", 0.01)
     with Lease(plan.out):
         note.unlink()
-        while not note.exists():  # it says again that it lives
+        give_up_s = time.monotonic() + 20
+        while not note.exists() and time.monotonic() < give_up_s:  # it says again that it lives
             time.sleep(0.01)
         assert json.loads(note.read_text())["pid"] == os.getpid()
+
+
+def test_a_driver_that_was_away_ends_where_another_has_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.2)
+    note = tmp_path / "driver.json"
+    other = json.dumps({"name": "another", "host": "elsewhere", "pid": 1, "time": time.time()})
+    with pytest.raises(KeyboardInterrupt), Lease(str(tmp_path)):
+        note.write_text(other)
+        time.sleep(20)
+    assert note.read_text() == other and "another driver has taken over" in capsys.readouterr().err
 
 
 # Shares of a cluster -------------------------------------------------------------------------------------------------

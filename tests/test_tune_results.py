@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sweeps import SPACE, plan_for
@@ -328,6 +329,20 @@ def test_null_is_an_option_that_the_page_shows(tmp_path: Path) -> None:
         ["entropy"],
     )
     assert ">null</text>" in page and ">0.05</text>" in page
+
+
+def test_tables_of_two_sweeps_fit_together(tmp_path: Path) -> None:
+    """Also where one had no failure, and another no trial that ended."""
+    tables = []
+    for number, status in enumerate(("finished", "failed")):
+        records = made(tmp_path / str(number), [(status, 0.9, 0.1)])
+        for record in records:
+            record.configuration, record.reason = {"batch_size": 2, "optimizer.lr": 0.5}, "lost" * number
+        ranked = ranking(records, ["entropy"], "entropy", 1)
+        tables.append(pq.read_table(io.BytesIO(to_parquet(records, ranked, ["entropy"], "entropy"))))
+    kinds = {field.name: str(field.type) for field in pa.concat_tables(tables).schema}
+    assert (kinds["batch_size"], kinds["optimizer.lr"], kinds["place"]) == ("int64", "double", "int64")
+    assert kinds["reason"] == kinds["history"] == "string"
 
 
 @pytest.mark.parametrize("name", ["miou", "accuracy", "vpq", "vpq_5", "miou_cityscapes13", "miou_synthia_seq11"])

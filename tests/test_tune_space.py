@@ -176,6 +176,11 @@ def test_fields_beside_a_choice_are_read_under_each_option(tmp_path: Path) -> No
         load_space(write(tmp_path, beside)).check(None)
     shared = "method.lambda_ent: {loguniform: [1.0e-4, 1.0e-2]}\nmethod.name: {choice: [minent, apoda]}\n"
     load_space(write(tmp_path, shared)).check(str(RECIPES / "source_only.yaml"))  # which lacks the field itself
+    others = f"{shared}batch_size: {{choice: [1, 2]}}\n"
+    either = "lite: {method.name: {choice: [minent, apoda]}}, mit_b0: {method.name: {choice: [minent]}}"
+    deeper = f"model.name: {{choice: {{{either}}}}}\nbatch_size: {{choice: [1, 2]}}\n{shared.splitlines()[0]}\n"
+    for text in (others, deeper):  # beside choices that have nothing to do with it
+        load_space(write(tmp_path, text)).check(None)
     above = """
 model.name: {choice: {lite: {method.name: {choice: [advent, self_training]}}, mit_b0: {}}}
 method.lambda_adv: {loguniform: [1.0e-4, 1.0e-2]}
@@ -218,3 +223,7 @@ def test_unknown_spaces_and_fixed_fields(tmp_path: Path) -> None:
     space = load_space(write(tmp_path, "optimizer.lr: {uniform: [0.1, 1]}"))
     with pytest.raises(UserError, match=r"'optimizer.lr' is searched and also fixed"):
         space.check(None, ["optimizer.lr=0.2"])
+    space = load_space(write(tmp_path, "method.name: {choice: [minent, apoda]}"))
+    for word in ("method=advent", "method.name=advent", "method={name: advent}"):
+        with pytest.raises(UserError, match=r"'method.name' is searched and also fixed"):
+            space.check(None, [word])

@@ -1,5 +1,6 @@
 """Trials without a cluster: what they report and when, what they go on from, what is kept of them."""
 
+import itertools
 import json
 import math
 import os
@@ -19,10 +20,10 @@ from distuda.plan import load_phases
 from distuda.recipe import load_recipe
 from tune import sweep as sweeping
 from tune import trial as trials_module
-from tune.live import Observer, _cause
+from tune.live import LOST, Observer, _cause
 from tune.plan import settle
 from tune.records import DONATED, Records
-from tune.run import ProcessRun, Row, Task, give_back_memory, standby_for
+from tune.run import LostError, ProcessRun, Row, Task, give_back_memory, standby_for
 from tune.search import scheduler_for
 from tune.standby import Standby
 from tune.sweep import _Run
@@ -58,6 +59,20 @@ class Rows:
         self.rows = []
 
 
+class TuneTrial:
+    """What Tune tells of a trial; ``copied`` is whose checkpoint it is to go on from."""
+
+    status, error_file, num_failures, max_failures = "RUNNING", None, 0, 3
+
+    def __init__(self, name: str, configuration: dict[str, Any] | None = None, copied: tuple[str, int] | None = None):
+        self.trial_id, self.config = name, {"trial": {"configuration": configuration or {}}}
+        metrics = {"id": copied[0], "step": copied[1]} if copied else {}
+        self.latest_checkpoint_result = type("Result", (), {"metrics": metrics})
+
+    def __str__(self) -> str:
+        return self.trial_id
+
+
 def actor(out: Path, words: list[str], left: Rows, cwd: str = "", **told: Any) -> TrialActor:
     """The actor of trial 0000 of six steps in ``out``, as Tune would have set it up; ``left`` is its training."""
     made = TrialActor.__new__(TrialActor)
@@ -87,6 +102,25 @@ def test_what_has_ended_is_only_told_again(domains: list[str], tmp_path: Path) -
     trial = actor(tmp_path, domains, Rows(6), ended=True)
     assert [(one["step"], one["done"]) for one in (trial.step(), trial.step())] == [(2, False), (4, True)]
     assert trial.run is None
+
+
+def test_rounds_that_end_early_are_finished(domains: list[str], tmp_path: Path) -> None:
+    """`stop_ratio` ends them before the step that was planned."""
+    made = actor(tmp_path, domains, Rows(2, 4))
+    told = [made.step() for _ in range(3)]
+    assert [one["done"] for one in told] == [False, False, True]
+    assert told[1]["total"] == 6 and told[-1]["step"] == told[-1]["total"] == 4
+
+
+def test_a_process_that_is_killed_is_lost_and_has_not_failed(domains: list[str], tmp_path: Path) -> None:
+    class Killed(Rows):
+        def next(self) -> Row | None:
+            raise LostError("killed by SIGKILL")
+
+    made = actor(tmp_path, domains, Killed())
+    with pytest.raises(LostError):  # Tune begins another process
+        made.step()
+    assert made.run is None
 
 
 def test_between_trials_memory_goes_back_to_the_system(
@@ -138,7 +172,7 @@ def test_a_member_whose_donor_gave_up_the_checkpoint_says_so(
     assert not trial.step()["refused"]
     records = Records(str(tmp_path))
     records.add(0, {}, 1)
-    Observer(records, "entropy", (), 1, 1, 1).on_trial_result(1, [], "0000", first)
+    Observer(records, "entropy", (), 1, 1, 1).on_trial_result(1, [], TuneTrial("0000"), first)
     assert "trial 0000  goes on from its own weights: the other trial's checkpoint was gone" in capsys.readouterr().err
 
 
@@ -150,9 +184,7 @@ def test_a_member_goes_on_from_what_it_was_given_before_a_kill(domains: list[str
     checkpoint(Path(records.folder("0001")), 2, 4)
     donate(records.folder("0001"), 4)
     observer = Observer(records, "entropy", (), 1, 1, 2)
-    copied = type("Result", (), {"metrics": {"id": "0001", "step": 4}})
-    trial = type("Trial", (), {"__str__": lambda self: "0000", "latest_checkpoint_result": copied})()
-    trial.config = {"trial": {"configuration": {"optimizer.lr": 0.16}}}
+    trial = TuneTrial("0000", {"optimizer.lr": 0.16}, copied=("0001", 4))
     observer.on_trial_start(1, [], trial)  # and killed before its process has begun
     told = _Run(plan, phases, Records(plan.out))._config(Records(plan.out).by_id["0000"])["trial"]
     for own, folders in ((None, ["step-00000004"]), (records.folder("0000"), ["step-00000002"])):
@@ -163,7 +195,7 @@ def test_a_member_goes_on_from_what_it_was_given_before_a_kill(domains: list[str
         result = member.step()
         assert result["step"] == 6 and result["id"] == "0000"
         assert os.listdir(tmp_path / "sweep" / "trials" / "0000" / "checkpoints") == folders
-    observer.on_trial_result(2, [], trial, {"step": 4, "seconds": 1, "failed": "lost"})
+    observer.on_trial_result(2, [], trial, {"step": 4, "seconds": 1, "failed": "lost", "replayed": False})
     assert record.donor == ("0001", 4)
     observer.on_trial_result(2, [], trial, result)
     assert record.donor is None
@@ -188,12 +220,8 @@ def test_a_copy_of_the_same_configuration_is_noted_once(tmp_path: Path) -> None:
     records = Records(str(tmp_path))
     [record], _ = records.add(0, {"batch_size": 2}, 1), records.add(1, {"batch_size": 2}, 1)
     observer = Observer(records, "entropy", (), 1, 1, 2)
-    config = {"trial": {"configuration": {"batch_size": 2}}}
-    trial = type("Trial", (), {"__str__": lambda self: "0000", "config": config})()
     for name, step, history in (("0000", 2, 0), ("0001", 4, 1), ("0001", 4, 1), ("0001", 6, 2)):
-        metrics = {"id": name, "step": step}
-        trial.latest_checkpoint_result = type("Result", (), {"metrics": metrics})
-        observer.on_trial_start(1, [], trial)
+        observer.on_trial_start(1, [], TuneTrial("0000", {"batch_size": 2}, copied=(name, step)))
         assert len(record.history) == history
     assert Records(str(tmp_path)).by_id["0000"].adopted == ("0001", 6)
 
@@ -271,28 +299,86 @@ def test_a_folder_may_have_any_name(domains: list[str], tmp_path: Path) -> None:
 
 def test_the_median_lets_a_trial_train_on_where_others_wait() -> None:
     rule = scheduler_for("median", steps=6, grace=2)
-    first = type("Trial", (), {"status": "RUNNING", "trial_id": "0"})()
-    waiting = type("Trial", (), {"status": "PENDING", "trial_id": "1"})()
+    first, waiting = TuneTrial("0"), TuneTrial("1")
+    waiting.status = "PENDING"
     tune = type("Controller", (), {"get_live_trials": lambda self: [first, waiting]})()
-    assert rule.on_trial_result(tune, first, {"last_step": 4, "objective": 0.5}) == TrialScheduler.CONTINUE
+    assert (
+        rule.on_trial_result(tune, first, {"last_step": 4, "objective": 0.5, "replayed": False})
+        == TrialScheduler.CONTINUE
+    )
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
 def test_trials_are_compared_in_their_last_phase_alone(name: str) -> None:
     """An early phase may have nothing to score, or score what the searched fields have no bearing on yet."""
     rule = scheduler_for(name, steps=12, grace=4)
-    others = [type("Trial", (), {"status": "RUNNING", "trial_id": str(number)})() for number in range(6)]
+    others = [TuneTrial(str(number)) for number in range(6)]
     tune = type("Controller", (), {"get_live_trials": lambda self: others})()
     for trial in others:
         rule.on_trial_add(tune, trial)
     for early in (float("nan"), 0.9):
         for number, trial in enumerate(others):
-            told = {"last_step": -4, "objective": early - number}
+            told = {"last_step": -4, "objective": early - number, "replayed": False}
             assert rule.on_trial_result(tune, trial, told) == TrialScheduler.CONTINUE
     for number, trial in enumerate(others[:5]):
-        decision = rule.on_trial_result(tune, trial, {"last_step": 4, "objective": number / 10})
+        decision = rule.on_trial_result(tune, trial, {"last_step": 4, "objective": number / 10, "replayed": False})
         assert decision == TrialScheduler.CONTINUE  # each is better than all before it
-    assert rule.on_trial_result(tune, others[5], {"last_step": 4, "objective": -0.1}) == TrialScheduler.STOP
+    worst = {"last_step": 4, "objective": -0.1, "replayed": False}
+    assert rule.on_trial_result(tune, others[5], worst) == TrialScheduler.STOP
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_nothing_is_decided_again_on_what_is_told_again(name: str) -> None:
+    """After a kill trials tell in any order, so one that had been let on could now be the worst."""
+    rule = scheduler_for(name, steps=12, grace=4)
+    trials = [TuneTrial(str(number)) for number in range(6)]
+    tune = type("Controller", (), {"get_live_trials": lambda self: trials})()
+    for trial in trials:
+        rule.on_trial_add(tune, trial)
+    for trial, step in itertools.product(trials[:5], (4, 6)):
+        told = {"last_step": step, "objective": 0.9, "replayed": True}
+        assert rule.on_trial_result(tune, trial, told) == TrialScheduler.CONTINUE
+    poor = {"last_step": 4, "objective": 0.1, "replayed": True}
+    for _ in range(2):  # and once more, by the process after a lost one
+        assert rule.on_trial_result(tune, trials[5], poor) == TrialScheduler.CONTINUE
+    assert rule.on_trial_result(tune, trials[5], {**poor, "last_step": 6, "replayed": False}) == (
+        TrialScheduler.STOP if name == "median" else TrialScheduler.CONTINUE  # which looks again at step 12
+    )
+    if name == "median":
+        assert [result["last_step"] for result in rule._results[trials[5]]] == [4, 6]
+
+
+def test_what_is_told_again_takes_nothing_from_a_record(tmp_path: Path) -> None:
+    records = Records(str(tmp_path))
+    under_way, over = records.add(0, {}, 1)[0], records.add(1, {}, 1)[0]
+    under_way.status, under_way.step, under_way.scores = "running", 6, {"entropy": 0.9}
+    over.status, over.step = "finished", 6
+    observer = Observer(records, "entropy", (), 1, 1, 2)
+    first = {"step": 2, "seconds": 0.1, "objective": 0.5, "score_entropy": 0.5, "replayed": True}
+    observer.on_trial_result(1, [], TuneTrial("0000"), first)
+    assert (under_way.step, under_way.scores) == (6, {"entropy": 0.9})
+    observer.on_trial_result(1, [], TuneTrial("0000"), {**first, "step": 8})  # the driver had not heard of it
+    assert (under_way.step, under_way.scores) == (8, {"entropy": 0.5})
+    observer.on_trial_error(1, [], TuneTrial("0001"))
+    observer.on_trial_error(1, [], TuneTrial("0000"))
+    assert (over.status, under_way.status) == ("finished", "failed")
+
+
+def test_a_trial_may_be_lost_as_often_as_it_gets_on(tmp_path: Path) -> None:
+    records = Records(str(tmp_path))
+    records.add(0, {}, 1)
+    observer, trial = Observer(records, "entropy", (), 1, 1, 1), TuneTrial("0000")
+
+    def allowed(failures: int, step: int, replayed: bool = False) -> int:
+        trial.num_failures = failures
+        told = {"step": step, "seconds": 1.0, "objective": 0.5, "replayed": replayed}
+        observer.on_trial_result(1, [], trial, told)
+        return trial.max_failures
+
+    assert [allowed(0, 2), allowed(2, 2, replayed=True)] == [LOST, LOST]
+    assert [allowed(2, 4), allowed(5, 4)] == [2 + LOST, 2 + LOST]
+    observer.on_trial_start(1, [], TuneTrial("0000", {"optimizer.lr": 1}, copied=("0001", 2)))
+    assert allowed(5, 4) == 5 + LOST  # a member of a population that went back to another's step
 
 
 def test_a_cause_is_the_exception_and_not_the_advice_below_it(tmp_path: Path) -> None:
@@ -302,6 +388,9 @@ def test_a_cause_is_the_exception_and_not_the_advice_below_it(tmp_path: Path) ->
     (tmp_path / "error.txt").write_text(died + failed)
     assert _cause(trial) == "its process failed again and again: RuntimeError: no room:"
     (tmp_path / "error.txt").write_text(failed + died)
+    assert _cause(trial) == "its process was lost again and again, often for lack of memory"
+    killed = "Failure # 3 (occurred at two)\nray::TrialActor.train()\ntune.run.LostError: killed by SIGKILL\n"
+    (tmp_path / "error.txt").write_text(failed + killed)
     assert _cause(trial) == "its process was lost again and again, often for lack of memory"
     (tmp_path / "error.txt").write_text(
         "Failure # 3 (occurred at two)\nThe actor died because of an error raised in its creation task, "

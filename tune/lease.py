@@ -1,13 +1,18 @@
 """One driver a sweep: two that train the same trials at once would write over each other's runs.
 
-A job goes on when the command that submitted it is killed, so whoever resumes its sweep may not know that it runs.
+A job goes on when the command that submitted it is killed, so whoever resumes its sweep may not know that it runs. A
+driver that could give no sign of life for long, suspended or cut off from its storage, may find on waking that another
+has taken its place; it then ends as if interrupted.
 """
 
+import _thread
 import json
 import os
 import socket
+import sys
 import threading
 import time
+import uuid
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -19,11 +24,13 @@ BEAT_S = 15.0
 """Between two signs of life [s]."""
 
 GONE_S = 60.0
-"""After which a driver of another machine is taken to be gone [s]; of one on this machine it is known at once."""
+"""Without a sign of life after which a driver is taken to be gone [s]; one that ended on this machine is at once."""
 
 
 class Lease:
     """Held while a driver works on a sweep's folder; says so in ``driver.json`` there, again and again.
+
+    Where another driver's name is found there meanwhile, the main thread is interrupted.
 
     Args:
         out: the sweep's folder.
@@ -34,11 +41,12 @@ class Lease:
 
     def __init__(self, out: str) -> None:
         self.path = storage.join(out, "driver.json")
+        self._name = uuid.uuid4().hex
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="distuda-lease", daemon=True)
 
     def __enter__(self) -> "Lease":
-        if storage.exists(self.path) and (seen := _alive(json.loads(storage.read_bytes(self.path)))):
+        if (holder := self._holder()) and (seen := _alive(holder)):
             raise UserError(
                 f"another driver works on {os.path.dirname(self.path)!r}: {seen}. Wait for it, or end it "
                 "(a job by `ray job stop`) and go on by --resume."
@@ -52,16 +60,28 @@ class Lease:
     ) -> None:
         self._over.set()
         self._thread.join(timeout=10)  # it may hang on storage that is away
-        storage.remove(self.path)
+        if not self._lost():
+            storage.remove(self.path)
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_S):
             with suppress(Exception):  # the storage is away; the sweep itself will say so
+                if self._lost():
+                    print(f"another driver has taken over {os.path.dirname(self.path)!r}: this one ends",
+                          file=sys.stderr, flush=True)  # fmt: skip
+                    _thread.interrupt_main()
+                    return
                 self._write()
 
     def _write(self) -> None:
-        said = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        said = {"name": self._name, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
         storage.write_bytes(self.path, json.dumps(said).encode())
+
+    def _holder(self) -> dict[str, Any]:
+        return dict(json.loads(storage.read_bytes(self.path))) if storage.exists(self.path) else {}
+
+    def _lost(self) -> bool:
+        return self._holder().get("name", self._name) != self._name
 
 
 def _alive(driver: dict[str, Any]) -> str:

@@ -13,8 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tune.records import Record, Records
+from tune.records import ENDED, Record, Records
 from tune.results import chosen_by, how_chosen, label_of, may_lead, worth_keeping
+from tune.run import LostError
 from tune.space import Configuration, words_of
 from tune.trial import key_of
 
@@ -71,10 +72,11 @@ class Observer(tune.Callback):
             record.history.append((record.step, record.configuration))
             record.configuration = given
             record.donor = record.adopted = donor
+            self._reached[record.id] = donor[1]
             self._say(record, f"goes on from another trial with {' '.join(words_of(given))}")
         elif record.status == "waiting":
             self._say(record, f"starts with {' '.join(words_of(given))}")
-        if record.status not in ("finished", "stopped"):
+        if record.status not in ENDED:
             record.status, record.reason = "running", ""
             self.records.save(record)
 
@@ -86,7 +88,8 @@ class Observer(tune.Callback):
         if result["step"] > self._reached.get(record.id, 0):  # not one that a process after a lost one tells again
             self._reached[record.id] = result["step"]
             trial.max_failures = trial.num_failures + LOST
-        if record.status in ("finished", "stopped"):  # it only reports again what it had reported
+        known = result["replayed"] and result["step"] <= record.step
+        if record.status in ENDED or known:  # it only reports again what it had reported
             return
         record.step, record.seconds = int(result["step"]), record.seconds + float(result["seconds"])
         record.scores = {
@@ -117,6 +120,8 @@ class Observer(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's actor failed once too often: it was lost, or Tune could not work with it."""
         record = self._of(trial)
+        if record.status in ENDED:  # what it has trained is there, though it could not be told again
+            return
         record.status, record.reason = "failed", _cause(trial)
         self.records.save(record)
         self._say(record, f"failed: {record.reason}")
@@ -180,8 +185,9 @@ def _cause(trial: Any) -> str:
     text = Path(path).read_text(errors="replace") if path and Path(path).exists() else ""
     lines = text.rpartition("Failure # ")[2].strip().splitlines()
     named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Failed)\b", line)]
-    raised = [line for line in named if "ActorDiedError" not in line]
-    if not raised and (not lines or any("died" in line for line in lines)):  # Ray also says so of one that never began
+    raised = [line for line in named if "ActorDiedError" not in line and LostError.__name__ not in line]
+    died = named or not lines or any("died" in line for line in lines)  # Ray also says so of one that never began
+    if not raised and died:
         return "its process was lost again and again, often for lack of memory"
     return f"its process failed again and again: {(raised or lines)[-1].strip()}"
 

@@ -237,18 +237,18 @@ def to_parquet(records: Records, ranked: Sequence[Found], by: Sequence[str], obj
     rows = list(records)
     paths = list(dict.fromkeys(path for record in rows for path in record.configuration))
     names = list(dict.fromkeys(name for record in rows for name in record.scores))
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, Any] = {
         "trial": [record.id for record in rows],
         "configuration": [record.number for record in rows],
         "repeat": [record.repeat for record in rows],
         "status": [record.status for record in rows],
-        "reason": [record.reason or None for record in rows],
-        "place": [place.get(record.id) for record in rows],
+        "reason": pa.array([record.reason or None for record in rows], pa.string()),
+        "place": pa.array([place.get(record.id) for record in rows], pa.int64()),
         "chosen_by": [how_chosen(by, objective) for _ in rows],
         "step": [record.step for record in rows],
         "seconds": [record.seconds for record in rows],
         "folder": [records.folder(record.id) for record in rows],
-        "history": [json.dumps(record.history) if record.history else None for record in rows],
+        "history": pa.array([json.dumps(record.history) if record.history else None for record in rows], pa.string()),
     }
     columns |= {path: _alike([record.configuration.get(path) for record in rows]) for path in paths}
     columns |= {label_of(name): [record.scores.get(name) for record in rows] for name in names}
@@ -258,9 +258,9 @@ def to_parquet(records: Records, ranked: Sequence[Found], by: Sequence[str], obj
 
 
 def _alike(values: list[Any]) -> list[Any]:
-    """Values of one type: numbers, or words."""
+    """Values of one type: truth values, whole numbers, numbers, or words."""
     given = [value for value in values if value is not None]
-    if all(isinstance(value, bool) for value in given) or all(isinstance(value, str) for value in given):
+    if any(all(type(value) is kind for value in given) for kind in (bool, str, int)):
         return values
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in given):
         return [None if value is None else float(value) for value in values]

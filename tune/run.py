@@ -34,6 +34,10 @@ from tune.standby import Standby
 Row = dict[str, Any]
 
 
+class LostError(RunFailed):
+    """The process that trained was killed from outside; another one may go on."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What all trials of a sweep share; travels to where they run.
@@ -67,6 +71,7 @@ class TrialRun(Protocol):
 
         Raises:
             UserError, RunFailed: what the training ended with.
+            LostError: its process was killed.
         """
 
     def stop(self) -> None:
@@ -246,7 +251,7 @@ class ProcessRun:
             return
         if code < 0:
             name = signal.Signals(-code).name
-            raise RunFailed(f"the trial's process was killed by {name}{', often for lack of memory' * (code == -9)}")
+            raise LostError(f"the trial's process was killed by {name}{', often for lack of memory' * (code == -9)}")
         lines = Path(self._log).read_text(errors="replace").strip().splitlines()
         sentence = lines[-1] if lines else f"the training ended with code {code} without a word"
         for kind in ("error: ", "failed: "):

@@ -138,7 +138,7 @@ def scheduler_for(name: str, *, steps: int, grace: int) -> TrialScheduler:
         grace: of these, those that every trial gets.
     """
     if name == "asha":
-        return ASHAScheduler(
+        return _Asha(
             time_attr="last_step", metric="objective", mode="max", max_t=steps, grace_period=min(grace, steps),
             reduction_factor=REDUCTION,
         )  # fmt: skip
@@ -149,16 +149,34 @@ def scheduler_for(name: str, *, steps: int, grace: int) -> TrialScheduler:
     return FIFOScheduler()
 
 
+class _Asha(ASHAScheduler):
+    """Tune's, which would decide once more on what a resumed trial only tells again, in whatever order that comes."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Tune's decision on what is new."""
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return str(TrialScheduler.CONTINUE if result["replayed"] else decision)
+
+
 class _Median(MedianStoppingRule):
     """Tune's rule, which would pause a trial, and so save it, while there are too few others to compare it with.
 
     It would also end each trial that once had no objective, as in a phase that has nothing to score: the best of values
-    with a NaN among them is NaN, and no median is that.
+    with a NaN among them is NaN, and no median is that. And it would decide on, or count twice, what is told again.
     """
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._heard: set[tuple[str, int]] = set()
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Tune's decision, by the results that have an objective."""
-        if not math.isfinite(result["objective"]):
+        """Tune's decision, by the results that have an objective, on those that are new."""
+        key = (trial.trial_id, result["last_step"])
+        if not math.isfinite(result["objective"]) or (result["replayed"] and key in self._heard):
+            return str(TrialScheduler.CONTINUE)
+        self._heard.add(key)
+        if result["replayed"]:
+            self.on_trial_complete(tune_controller, trial, result)  # which takes it and decides nothing
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
 

@@ -260,7 +260,8 @@ class Space:
         """
         phases = load_phases(recipe, words)
         given = {word.partition("=")[0] for word in words}
-        if twice := next((path for path in self.paths() if path in given), None):
+        fixed = [path for path in self.paths() if path in given or (_is_kind(path) and path[: -len(".name")] in given)]
+        if twice := next(iter(fixed), None):
             raise UserError(f"{self.name}: {twice!r} is searched and also fixed on the command line. Leave one out.")
         self._check(recipe, words, {}, {})
         return phases
@@ -273,20 +274,23 @@ class Space:
     def _check(
         self, recipe: str | None, words: Sequence[str], above: Configuration, beside: Mapping[str, Range | Choice]
     ) -> None:
-        """Each field alone, then under each option of a choice the others: those here and those ``beside`` it above."""
-        kinds = [path.removesuffix("name") for path in self.fields if _is_kind(path)]  # chosen here: `method.`
+        """Each field alone, then under each option of a choice the others: those here and those ``beside`` it above.
+
+        A field of a method that is itself chosen is read under that choice alone: without it there is another method.
+        """
         for path, kind in self.fields.items():
-            alone = _is_kind(path) or not path.startswith(tuple(kinds))  # else it is a field of what is chosen
-            for value in kind.ends() if alone else ():
+            for value in kind.ends() if not _hangs_on(path, self.paths()) else ():
                 self._read(recipe, words, {**above, path: value}, [path])
         choices = [(path, kind) for path, kind in self.fields.items() if isinstance(kind, Choice)]
         for path, choice in choices:
             others = {**beside, **{other: kind for other, kind in self.fields.items() if other != path}}
             for option in choice.options:
-                here = {**above, path: option}
-                for other, value in ((other, value) for other, kind in others.items() for value in kind.ends()):
-                    self._read(recipe, words, {**here, other: value}, [path, other])
-                if space := choice.under(option):
+                here, space = {**above, path: option}, choice.under(option)
+                chosen = [*Space(self.name, others).paths(), *(space.paths() if space else [])]
+                for other, kind in others.items():
+                    for value in kind.ends() if not _hangs_on(other, chosen) else ():
+                        self._read(recipe, words, {**here, other: value}, [path, other])
+                if space:
                     space._check(recipe, words, here, others)
 
     def _read(self, recipe: str | None, words: Sequence[str], chosen: Configuration, named: Sequence[str]) -> None:
@@ -303,6 +307,11 @@ def words_of(configuration: Mapping[str, Any]) -> list[str]:
     """A configuration, or other fields, as overrides; a chosen method replaces the file's with all its fields."""
     named = ((path.removesuffix(".name") if _is_kind(path) else path, value) for path, value in configuration.items())
     return [word(path, value) for path, value in named]
+
+
+def _hangs_on(path: str, chosen: Iterable[str]) -> bool:
+    """Whether it is a field of a method or relabelling that is among these, chosen too."""
+    return not _is_kind(path) and path.startswith(tuple(one.removesuffix("name") for one in chosen if _is_kind(one)))
 
 
 def _is_kind(path: str) -> bool:

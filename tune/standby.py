@@ -35,7 +35,7 @@ class Standby:
 
     def _begin(self) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
-            [sys.executable, "-m", "tune.child"], stdin=subprocess.PIPE, env=self._environment, cwd=self._cwd,
+            [sys.executable, "-P", "-m", "tune.child"], stdin=subprocess.PIPE, env=self._environment, cwd=self._cwd,
             start_new_session=True,
         )  # fmt: skip
 

@@ -75,9 +75,17 @@ class _Run:
             survivors = [record for record in self.records if record.status == "finished" and not record.repeat]
             again = [r for one in survivors for r in self.records.add(one.number, one.configuration, plan.seeds)[1:]]
             self._sit(again, len(again), "none")
+            self._end_all_but({record.id for record in again})
         if plan.search == "pbt":  # not after an interruption: a trial may be about to go on from such a copy
             storage.remove(storage.join(plan.out, POPULATION))
             self.records.free_donations()
+
+    def _end_all_but(self, judged: set[str]) -> None:
+        """Other seeds of a configuration that ended early, begun while the sweep had no scheduler yet, are over too."""
+        for record in self.records:
+            if record.repeat and record.id not in judged and record.status in ("waiting", "running"):
+                record.status = "stopped"
+                self.records.save(record)
 
     def _sit(self, listed: list[Record] | None, num: int, scheduler: str) -> None:
         """Run these trials, or those that a search offers, to their ends."""

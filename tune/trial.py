@@ -22,6 +22,7 @@ from distuda.plan import Phase
 from distuda.recipe import Recipe, to_yaml
 from tune.records import DONATED
 from tune.run import (
+    LostError,
     ProcessRun,
     Row,
     Task,
@@ -60,9 +61,10 @@ class TrialActor(tune.Trainable):
     A trial's ``config["trial"]`` is what `sweep` says of it: ``id``, ``words``, ``configuration``, ``ended`` (its
     recorded evaluations are all there will be), ``replay`` and ``donor`` (the checkpoint of another that an earlier
     sitting gave it, ``folder`` and ``step``, or None). Of each evaluation it reports its ``id``, ``step``,
-    ``last_step`` (counted from where the last phase begins), ``objective`` and every score as ``score_NAME``, and
-    ``refused`` where it was to go on from another's checkpoint that was gone; a trial that failed reports once more,
-    with ``failed`` as its cause and NaN for its objective.
+    ``last_step`` (counted from where the last phase begins), ``objective`` and every score as ``score_NAME``,
+    ``replayed`` where it was trained before this process began, and ``refused`` where it was to go on from another's
+    checkpoint that was gone; a trial that failed reports once more, with ``failed`` as its cause and NaN for its
+    objective. A process that was killed raises, so that Tune begins another.
     """
 
     run: TrialRun | None
@@ -123,11 +125,15 @@ class TrialActor(tune.Trainable):
         began_s = time.monotonic()
         try:
             result = self._step()
+        except LostError:
+            self.cleanup()
+            raise
         except Exception as error:
             self.cleanup()
             if not isinstance(error, UserError | RunFailed):
                 storage.write_bytes(storage.join(self.folder, "error.txt"), trace_of(error).encode())
             result = {**self.last, "step": self.reported, "objective": math.nan, "done": True, "failed": reason(error)}
+            result["replayed"] = False
         self.last = result
         refused, self.refused = self.refused, False
         return {**result, "id": self.trial_name, "refused": refused, "seconds": time.monotonic() - began_s}
@@ -138,15 +144,16 @@ class TrialActor(tune.Trainable):
         if self.replay:
             row = self.replay.pop(0)
             # one that has not ended goes on, if only to find that nothing is left
-            return self._result(row, over=not self.replay and self.trial_config["ended"])
+            return self._result(row, over=not self.replay and self.trial_config["ended"], replayed=True)
         self.run = self.run or self._start()
         while (row_or_none := self.run.next()) is not None:
             if row_or_none["step"] > self.reported:
                 return self._result(row_or_none, over=self._is_trained(row_or_none) and self.run.next() is None)
+        # nothing is left, whatever was planned: rounds may end before the last one
         if self.last:
-            return {**self.last, "done": True}
+            return {**self.last, "total": self.last["step"], "done": True}
         if rows := recorded(self.phases):  # of a member of a population that was trained to its end before
-            return self._result(rows[-1], over=True)
+            return {**self._result(rows[-1], over=True), "total": rows[-1]["step"]}
         raise RunFailed("the training ended without an evaluation")
 
     def _open(self) -> None:
@@ -172,29 +179,33 @@ class TrialActor(tune.Trainable):
     def _is_trained(self, row: Row) -> bool:
         return bool(row["step"] >= total_steps(self.phases))
 
-    def _result(self, row: Row, *, over: bool) -> dict[str, Any]:
+    def _result(self, row: Row, *, over: bool, replayed: bool = False) -> dict[str, Any]:
         scores = numbers(row)
         name = key_of(self.objective)
         self.reported = row["step"]
         last_step = row["step"] - steps_before_last(self.phases)
+        said = {"step": row["step"], "last_step": last_step, "done": over, "replayed": replayed}
         if name not in scores:
             if last_step <= 0:  # of an early phase, which may have nothing to score
-                return {"step": row["step"], "last_step": last_step, "objective": math.nan, "done": over}
+                return {**said, "objective": math.nan}
             raise UserError(f"no evaluation has the score {self.objective!r}. It has: {', '.join(scores)}.")
         named = {f"score_{key}": value for key, value in scores.items()}
-        total = total_steps(self.phases)
-        return {
-            "step": row["step"], "last_step": last_step, "total": total, "objective": scores[name], **named,
-            "done": over,
-        }  # fmt: skip
+        return {**said, "total": total_steps(self.phases), "objective": scores[name], **named}
 
 
 def donate(folder: str, step: int) -> None:
-    """Keep a copy of the checkpoint of an evaluated step where the run's own pruning does not reach it."""
-    name = f"step-{step:08d}"
-    if _copy(storage.join(folder, "checkpoints", name), storage.join(folder, DONATED, name)):
-        for old in sorted(storage.list_folder(storage.join(folder, DONATED)))[:-DONATIONS]:
-            storage.remove(storage.join(folder, DONATED, old))
+    """Keep a copy of the checkpoint of an evaluated step where the run's own pruning does not reach it.
+
+    The last ones that were given stay, whatever their steps: who copied a slower one gives of lower steps than before.
+    """
+    name, note = f"step-{step:08d}", storage.join(folder, DONATED, "order.json")
+    if not _copy(storage.join(folder, "checkpoints", name), storage.join(folder, DONATED, name)):
+        return
+    before = json.loads(storage.read_bytes(note)) if storage.exists(note) else []
+    order = [*(other for other in before if other != name), name]
+    for old in order[:-DONATIONS]:
+        storage.remove(storage.join(folder, DONATED, old))
+    storage.write_bytes(note, json.dumps(order[-DONATIONS:]).encode())
 
 
 def adopt(donor: dict[str, Any], phases: list[Phase]) -> bool:
@@ -232,7 +243,13 @@ def _copy(checkpoint: str, to: str) -> bool:
     if not storage.exists(storage.join(checkpoint, META)):
         return False
     for part in (WEIGHTS, TRAINING, META):
-        storage.write_bytes(storage.join(to, part), storage.read_bytes(storage.join(checkpoint, part)))
+        try:
+            content = storage.read_bytes(storage.join(checkpoint, part))
+        except UserError as error:
+            if isinstance(error.__cause__, FileNotFoundError):  # removed meanwhile
+                return False
+            raise
+        storage.write_bytes(storage.join(to, part), content)
     return True
 
 
