@@ -16,6 +16,7 @@ from sweeps import WORDS, plan_for
 
 from distuda import storage
 from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
+from distuda.errors import RunFailed
 from distuda.plan import load_phases
 from distuda.recipe import load_recipe
 from tune import sweep as sweeping
@@ -270,6 +271,21 @@ def test_an_evaluation_is_told_once_its_checkpoint_is_there(
     assert [row and row["step"] for row in told] == [3, 4]  # at step 3 no checkpoint is due, so none is waited for
     assert there == [[], [4]]
     assert [row and row["step"] for row in (run.next(), run.next())] == [6, None]
+
+
+def test_what_a_process_wrote_lies_in_its_run_folder_wherever_that_is(
+    domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tmp_path)  # object storage has no folders to be made
+    run = ProcessRun(Task(None, (*WORDS, *domains), ""), [], folder, Standby({}, None))
+    monkeypatch.setattr(storage, "is_local", lambda uri: False)
+    assert not run._log.startswith(folder)
+    Path(run._log).write_text("failed: no room\n")
+    run._process = Process(iter([1]))  # type: ignore[assignment]
+    run._process.returncode = 1
+    with pytest.raises(RunFailed, match=r"^no room$"):
+        run.next()
+    assert storage.read_bytes(f"{folder}/console.txt") == b"failed: no room\n" and not Path(run._log).exists()
 
 
 def test_a_trial_runs_where_the_user_is_or_anywhere(

@@ -225,7 +225,8 @@ class ProcessRun:
             if self._waiting:
                 return self._waiting.pop(0)
             if over:
-                self._raise_failure(process.returncode)
+                said = self._take_log()
+                self._raise_failure(process.returncode, said)
                 return None
             time.sleep(self.PAUSE_S)
 
@@ -240,19 +241,27 @@ class ProcessRun:
             return storage.join(self._folder, "console.txt")
         return os.path.join(tempfile.gettempdir(), f"distuda-trial-{os.getpid()}.txt")
 
+    def _take_log(self) -> str:
+        """What the process wrote, which then lies in the run folder wherever that is."""
+        said = Path(self._log).read_bytes() if Path(self._log).exists() else b""
+        if said and not storage.is_local(self._folder):
+            storage.write_bytes(storage.join(self._folder, "console.txt"), said)
+            Path(self._log).unlink()
+        return said.decode(errors="replace")
+
     def _look(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if row["step"] not in self._seen:
                 self._seen.add(row["step"])
                 self._waiting.append(row)
 
-    def _raise_failure(self, code: int) -> None:
+    def _raise_failure(self, code: int, said: str) -> None:
         if code == 0:
             return
         if code < 0:
             name = signal.Signals(-code).name
             raise LostError(f"the trial's process was killed by {name}{', often for lack of memory' * (code == -9)}")
-        lines = Path(self._log).read_text(errors="replace").strip().splitlines()
+        lines = said.strip().splitlines()
         sentence = lines[-1] if lines else f"the training ended with code {code} without a word"
         for kind in ("error: ", "failed: "):
             sentence = sentence.removeprefix(kind)
@@ -268,7 +277,9 @@ class ProcessRun:
                 os.killpg(process.pid, sign)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=10)
-                return
+                break
+        if not storage.is_local(self._folder):
+            Path(self._log).unlink(missing_ok=True)
 
 
 def give_back_memory() -> None:
