@@ -39,7 +39,7 @@ from distuda.metrics.label_free import DEFAULT_SCORES, SCORES
 from tune.plan import NUM, OBJECTIVE
 from tune.results import AGGREGATED, OF_CLIPS, Found, agreement, by_mean_place, doubt
 
-STEPS = 120
+STEPS, LOOKS = 120, (3, 9)
 ORACLE = "target_miou (oracle)"
 OF_SMALL, DRAWS = NUM, 300
 """Configurations of a sweep that is not told how many, and how many such sweeps are drawn from each that was made."""
@@ -67,7 +67,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="of a trial")
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--asha", action="store_true")
-    parser.add_argument("--looks", type=int, default=3, help="of --asha: evaluations of a trial that is trained whole")
+    parser.add_argument(
+        "--looks", type=int, default=LOOKS[0], choices=LOOKS, help="of --asha: evaluations of a trial trained whole"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the configurations that are drawn, and of training")
     parser.add_argument(
         "--keep", type=int, default=3, help="trials whose checkpoints stay, to score them otherwise later"
@@ -80,7 +82,7 @@ def main() -> None:
     if arguments.which != "table":
         name = arguments.which + (f"_seed{arguments.seed}" if arguments.seed else "")
         name += f"_{arguments.steps}steps" if arguments.steps != STEPS else ""
-        name += "_asha" if arguments.asha else ""
+        name += _asha_suffix(arguments.looks) if arguments.asha else ""
         kept[name] = run(arguments, name)
         results.write_text(json.dumps(kept, indent=1) + "\n")
     print(markdown(kept, arguments.min_lr, arguments.pairs))
@@ -93,7 +95,9 @@ def run(arguments: argparse.Namespace, name: str) -> Trial:
     words = ["--num", str(arguments.num), "--concurrent", str(arguments.concurrent), "--choose", "aggregate"]
     words += ["--seed", str(arguments.seed), "--keep", str(arguments.keep)]
     words += ["--scheduler", "asha"] if arguments.asha else []
-    every = arguments.steps // (arguments.looks if arguments.asha else 1)
+    every, left = divmod(arguments.steps, arguments.looks if arguments.asha else 1)
+    if left:
+        raise SystemExit(f"--looks {arguments.looks} does not divide {arguments.steps} steps. Choose one that does.")
     fresh = not (out / "sweep.json").exists()
     began_s = time.time()
     distuda(
@@ -154,7 +158,7 @@ def data(arguments: argparse.Namespace, work: Path) -> list[str]:
 
 def markdown(kept: dict[str, Any], min_lr: float, pairs: bool) -> str:
     """The sweeps, then what each choice would have cost in each and how far it agrees with target mIoU, then ASHA."""
-    sets = {name: finished(sweep, min_lr) for name, sweep in kept.items() if not name.endswith("_asha")}
+    sets = {name: finished(sweep, min_lr) for name, sweep in kept.items() if "_asha" not in name}
     judged = {
         name: {label: judge(trials, by) for label, by in choices(trials, pairs).items()}
         for name, trials in sets.items()
@@ -163,8 +167,9 @@ def markdown(kept: dict[str, Any], min_lr: float, pairs: bool) -> str:
     lines += ["", f"Mean regret of a sweep of {OF_SMALL} of them, over {DRAWS} draws:", "", *table(judged, 2, max)]
     lines += ["", "Spearman:", "", *table(judged, 0, min)]
     for name in sets:
-        if f"{name}_asha" in kept:
-            lines.append("\n" + against_random(name, finished(kept[name], 0), kept[f"{name}_asha"]["trials"]))
+        for looks in LOOKS:
+            if swept := kept.get(name + _asha_suffix(looks)):
+                lines.append("\n" + against_random(name, looks, finished(kept[name], 0), swept["trials"]))
     return "\n".join(lines)
 
 
@@ -234,7 +239,7 @@ def regret(found: list[Found], scores: tuple[str, ...]) -> float:
     return 100 * (max(one.scores[ORACLE] for one in found) - chosen.scores[ORACLE])
 
 
-def against_random(name: str, everything: list[Trial], asha: list[Trial]) -> str:
+def against_random(name: str, looks: int, everything: list[Trial], asha: list[Trial]) -> str:
     """ASHA's choice against that of random search with as many steps, both by the aggregate."""
     steps = everything[0]["step"]
     spent = sum(trial["step"] for trial in asha)
@@ -245,11 +250,15 @@ def against_random(name: str, everything: list[Trial], asha: list[Trial]) -> str
     random_chosen = statistics.fmean(chosen_by_aggregate(draw)[ORACLE] for draw in draws)
     random_best = statistics.fmean(max(trial[ORACLE] for trial in draw) for draw in draws)
     return (
-        f"ASHA on {name}: {len(asha)} configurations, {len(done)} to the end, {spent} steps in all, as many as {fits} "
-        f"whole trials. Chosen by the aggregate: {100 * chosen:.1f} mIoU, by random search with {fits} "
+        f"ASHA on {name}, {looks} looks: {len(asha)} configurations, {len(done)} to the end, {spent} steps in all, as many "
+        f"as {fits} whole trials. Chosen by the aggregate: {100 * chosen:.1f} mIoU, by random search with {fits} "
         f"trials {100 * random_chosen:.1f} (mean over 2000 draws of its trials); best reached: {100 * best:.1f} "
         f"against {100 * random_best:.1f}."
     )
+
+
+def _asha_suffix(looks: int) -> str:
+    return "_asha" + (f"_looks{looks}" if looks != LOOKS[0] else "")
 
 
 def chosen_by_aggregate(trials: list[Trial]) -> Trial:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -14,6 +15,7 @@ import pytest
 import ray
 from sweeps import plan_for
 
+from distuda import storage
 from distuda.cluster.local import forget_threads_of_ray
 from distuda.engine.checkpoint import META, TRAINING, WEIGHTS
 from distuda.errors import RunFailed, UserError
@@ -21,6 +23,7 @@ from distuda.recipe import Recipe, load_recipe
 from tune import lease, resources, trial
 from tune import sweep as sweeping
 from tune.lease import Lease
+from tune.live import Observer
 from tune.plan import agree, last_recipe, settle
 from tune.records import DONATED, Record, Records
 from tune.resources import HEAD, share_of_cluster, threads_of
@@ -61,9 +64,9 @@ def test_a_search_for_fewer_does_not_wait_for_what_is_over_its_number(
         records.add(number, {}, 1)[0].status = status  # type: ignore[assignment]
     monkeypatch.setattr(sweeping, "share_of_cluster", lambda *_, **__: (1, {"CPU": 1.0}))
     monkeypatch.setattr(_Run, "_tuner", lambda *_: type("Tuner", (), {"fit": lambda self: None})())
-    _Run(plan, phases, records).search()
+    _Run(plan, phases, records, Lease(plan.out)).search()
     with pytest.raises(KeyboardInterrupt):
-        _Run(replace(plan, num=3), phases, records).search()
+        _Run(replace(plan, num=3), phases, records, Lease(plan.out)).search()
 
 
 def test_seeds_of_what_a_scheduler_ends_are_over_too(
@@ -72,7 +75,7 @@ def test_seeds_of_what_a_scheduler_ends_are_over_too(
     """They were begun before the sweep had one."""
     plan, phases = settle(plan_for(tmp_path, domains, seeds=2, scheduler="asha"))
     records = Records(plan.out)
-    for number, status in enumerate(("finished", "stopped", "stopped")):
+    for number, status in enumerate(("finished", "stopped", "stopped", "failed")):
         for record, one in zip(records.add(number, {}, 2), (status, "running"), strict=True):
             record.status = one  # type: ignore[assignment]
     monkeypatch.setattr(_Run, "_listed", lambda self: [r for r in self.records if not r.repeat])
@@ -82,8 +85,8 @@ def test_seeds_of_what_a_scheduler_ends_are_over_too(
             record.status = "finished" if record.repeat else record.status
 
     monkeypatch.setattr(_Run, "_sit", fit)
-    _Run(plan, phases, records).search()
-    assert [record.status for record in records if record.repeat] == ["finished", "stopped", "stopped"]
+    _Run(plan, phases, records, Lease(plan.out)).search()
+    assert [record.status for record in records if record.repeat] == ["finished", "stopped", "stopped", "running"]
 
 
 def test_a_search_that_goes_on_does_not_begin_again() -> None:
@@ -148,24 +151,43 @@ def test_a_member_that_is_killed_as_it_copies_keeps_its_own(tmp_path: Path, monk
     donate(str(donor), 10)
     checkpoint(thief, 20)
 
-    def kill(*_: Any) -> bool:
+    def kill(*_: Any) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(trial, "_copy", kill)
+    monkeypatch.setattr(trial, "_write", kill)
     with pytest.raises(RuntimeError):
         adopt({"folder": str(donor), "step": 10}, Task(None, (), str(tmp_path)).phases([], str(thief)))
     assert (thief / "checkpoints" / "step-00000020" / META).exists()
 
 
+def test_a_member_keeps_its_own_of_the_same_step_where_the_donor_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    donor, thief = tmp_path / "donor", tmp_path / "thief"
+    checkpoint(donor, 10)
+    donate(str(donor), 10)
+    checkpoint(thief, 10)
+    read = storage.read_bytes
+
+    def gone(uri: str) -> bytes:
+        if uri.startswith(str(donor)) and uri.endswith(TRAINING):  # removed while it is read
+            raise UserError(f"cannot read {uri}") from FileNotFoundError(uri)
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", gone)
+    assert not adopt({"folder": str(donor), "step": 10}, Task(None, (), str(tmp_path)).phases([], str(thief)))
+    assert (thief / "checkpoints" / "step-00000010" / META).exists()
+
+
 def test_members_of_a_population_that_have_ended_are_left_alone(domains: list[str], tmp_path: Path) -> None:
     plan, phases = settle(plan_for(tmp_path, domains, search="pbt", num=3, concurrent=0, grace=2))
     records = Records(plan.out)
-    everyone = _Run(plan, phases, records)._listed()
+    everyone = _Run(plan, phases, records, Lease(plan.out))._listed()
     assert everyone is not None and len(everyone) == 3
     everyone[0].status, everyone[1].status = "finished", "failed"
-    left = _Run(plan, phases, records)._listed()
+    left = _Run(plan, phases, records, Lease(plan.out))._listed()
     assert left is not None and [record.id for record in left] == ["0001", "0002"]
-    assert not any(_Run(plan, phases, records)._config(record)["trial"]["ended"] for record in left)
+    assert not any(_Run(plan, phases, records, Lease(plan.out))._config(record)["trial"]["ended"] for record in left)
 
 
 def test_a_recipe_that_is_edited_under_way_changes_no_trial(domains: list[str], tmp_path: Path) -> None:
@@ -276,8 +298,45 @@ def test_a_driver_that_was_away_ends_where_another_has_taken_over(
     other = json.dumps({"name": "another", "host": "elsewhere", "pid": 1, "time": time.time()})
     with pytest.raises(KeyboardInterrupt), Lease(str(tmp_path)):
         note.write_text(other)
-        time.sleep(20)
+        for _ in range(400):  # the interrupt wakes no sleeper
+            time.sleep(0.05)
     assert note.read_text() == other and "another driver has taken over" in capsys.readouterr().err
+
+
+def test_a_driver_that_was_away_ends_where_another_has_come_and_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 60)
+    with Lease(str(tmp_path)) as held:
+        (tmp_path / "driver.json").unlink()
+        held.require()  # it was here a moment ago: nobody may have taken it over
+        monkeypatch.setattr(lease, "GONE_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            held.require()
+    (tmp_path / "driver.json").write_text('{"name": "ano')  # cut off
+    with Lease(str(tmp_path)) as held:
+        held.require()
+
+
+def test_what_a_driver_without_its_lease_did_is_not_tidied(
+    domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, phases = settle(plan_for(tmp_path, domains, num=1))
+    records = Records(plan.out)
+    handler = signal.getsignal(signal.SIGINT)
+
+    def fit() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Tune leaves its own
+        for record in records:
+            record.status = "finished"
+        Path(plan.out, "driver.json").write_text('{"name": "another"}')
+
+    monkeypatch.setattr(sweeping, "share_of_cluster", lambda *_, **__: (1, {"CPU": 1.0}))
+    monkeypatch.setattr(_Run, "_tuner", lambda *_: type("Tuner", (), {"fit": lambda self: fit()})())
+    monkeypatch.setattr(Observer, "free", lambda self: pytest.fail("another driver works there"))
+    with Lease(plan.out) as held, pytest.raises(KeyboardInterrupt):
+        _Run(plan, phases, records, held).search()
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 # Shares of a cluster -------------------------------------------------------------------------------------------------

@@ -337,12 +337,13 @@ def test_tables_of_two_sweeps_fit_together(tmp_path: Path) -> None:
     for number, status in enumerate(("finished", "failed")):
         records = made(tmp_path / str(number), [(status, 0.9, 0.1)])
         for record in records:
-            record.configuration, record.reason = {"batch_size": 2, "optimizer.lr": 0.5}, "lost" * number
+            record.configuration = {"batch_size": 2, "optimizer.lr": 0.5, "init_from": "runs/a" if number else None}
+            record.reason = "lost" * number
         ranked = ranking(records, ["entropy"], "entropy", 1)
         tables.append(pq.read_table(io.BytesIO(to_parquet(records, ranked, ["entropy"], "entropy"))))
     kinds = {field.name: str(field.type) for field in pa.concat_tables(tables).schema}
     assert (kinds["batch_size"], kinds["optimizer.lr"], kinds["place"]) == ("int64", "double", "int64")
-    assert kinds["reason"] == kinds["history"] == "string"
+    assert kinds["reason"] == kinds["history"] == kinds["init_from"] == "string"
 
 
 @pytest.mark.parametrize("name", ["miou", "accuracy", "vpq", "vpq_5", "miou_cityscapes13", "miou_synthia_seq11"])

@@ -123,6 +123,7 @@ def test_optuna_meets_the_same_fields_and_can_be_told_a_configuration(tmp_path: 
 
 def test_whole_numbers_and_spans(tmp_path: Path) -> None:
     assert Range(1, 4, whole=True).grid(9) == [1, 2, 3, 4]
+    assert {type(number) for number in Range(0, 1).grid(3)} == {float}  # one column of one type
     space = load_space(write(tmp_path, "rounds: {int: [1, 3]}\nphases.erase.relabel.share: {uniform: [0.1, 0.4]}"))
     space.check(str(RECIPES / "erasing.yaml"))
     assert {space.sample(random.Random(i))["rounds"] for i in range(20)} == {1, 2, 3}
@@ -187,6 +188,16 @@ method.lambda_adv: {loguniform: [1.0e-4, 1.0e-2]}
 """
     with pytest.raises(UserError, match=r"method.name=self_training method.lambda_adv=0.0001: .*unknown field"):
         load_space(write(tmp_path, above)).check(str(RECIPES / "advent.yaml"))
+
+
+def test_a_field_of_a_chosen_method_may_hang_on_another_choice(tmp_path: Path) -> None:
+    space = """
+model.name: {choice: {lite: {method.lambda_ent: {uniform: [0.001, 0.01]}}, mit_b0: {}}}
+method.name: {choice: [minent, %s]}
+"""
+    load_space(write(tmp_path, space % "apoda")).check(str(RECIPES / "source_only.yaml"))
+    with pytest.raises(UserError, match=r"method.name=advent method.lambda_ent=0.001: .*unknown field"):
+        load_space(write(tmp_path, space % "advent")).check(str(RECIPES / "source_only.yaml"))
 
 
 def test_a_configuration_is_read_whole(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from distuda.plan import load_phases
 from distuda.recipe import load_recipe
 from tune import sweep as sweeping
 from tune import trial as trials_module
+from tune.lease import Lease
 from tune.live import LOST, Observer, _cause
 from tune.plan import settle
 from tune.records import DONATED, Records
@@ -187,7 +188,7 @@ def test_a_member_goes_on_from_what_it_was_given_before_a_kill(domains: list[str
     observer = Observer(records, "entropy", (), 1, 1, 2)
     trial = TuneTrial("0000", {"optimizer.lr": 0.16}, copied=("0001", 4))
     observer.on_trial_start(1, [], trial)  # and killed before its process has begun
-    told = _Run(plan, phases, Records(plan.out))._config(Records(plan.out).by_id["0000"])["trial"]
+    told = _Run(plan, phases, Records(plan.out), Lease(plan.out))._config(Records(plan.out).by_id["0000"])["trial"]
     for own, folders in ((None, ["step-00000004"]), (records.folder("0000"), ["step-00000002"])):
         shutil.rmtree(tmp_path / "sweep" / "trials" / "0000" / "checkpoints")
         checkpoint(Path(records.folder("0000")), 2)
@@ -313,55 +314,85 @@ def test_a_folder_may_have_any_name(domains: list[str], tmp_path: Path) -> None:
 # What Tune is told and tells -----------------------------------------------------------------------------------------
 
 
+def result(last_step: int, objective: float) -> dict[str, Any]:
+    return {"step": last_step + 10, "last_step": last_step, "objective": objective}
+
+
 def test_the_median_lets_a_trial_train_on_where_others_wait() -> None:
-    rule = scheduler_for("median", steps=6, grace=2)
+    rule = scheduler_for("median", steps=6, grace=2, judged={})
     first, waiting = TuneTrial("0"), TuneTrial("1")
     waiting.status = "PENDING"
     tune = type("Controller", (), {"get_live_trials": lambda self: [first, waiting]})()
-    assert (
-        rule.on_trial_result(tune, first, {"last_step": 4, "objective": 0.5, "replayed": False})
-        == TrialScheduler.CONTINUE
-    )
+    assert rule.on_trial_result(tune, first, result(4, 0.5)) == TrialScheduler.CONTINUE
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
 def test_trials_are_compared_in_their_last_phase_alone(name: str) -> None:
     """An early phase may have nothing to score, or score what the searched fields have no bearing on yet."""
-    rule = scheduler_for(name, steps=12, grace=4)
+    rule = scheduler_for(name, steps=12, grace=4, judged={})
     others = [TuneTrial(str(number)) for number in range(6)]
     tune = type("Controller", (), {"get_live_trials": lambda self: others})()
     for trial in others:
         rule.on_trial_add(tune, trial)
     for early in (float("nan"), 0.9):
         for number, trial in enumerate(others):
-            told = {"last_step": -4, "objective": early - number, "replayed": False}
-            assert rule.on_trial_result(tune, trial, told) == TrialScheduler.CONTINUE
+            assert rule.on_trial_result(tune, trial, result(-4, early + number)) == TrialScheduler.CONTINUE
     for number, trial in enumerate(others[:5]):
-        decision = rule.on_trial_result(tune, trial, {"last_step": 4, "objective": number / 10, "replayed": False})
+        decision = rule.on_trial_result(tune, trial, result(4, number / 10))
         assert decision == TrialScheduler.CONTINUE  # each is better than all before it
-    worst = {"last_step": 4, "objective": -0.1, "replayed": False}
-    assert rule.on_trial_result(tune, others[5], worst) == TrialScheduler.STOP
+    assert rule.on_trial_result(tune, others[5], result(4, -0.1)) == TrialScheduler.STOP
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
 def test_nothing_is_decided_again_on_what_is_told_again(name: str) -> None:
     """After a kill trials tell in any order, so one that had been let on could now be the worst."""
-    rule = scheduler_for(name, steps=12, grace=4)
     trials = [TuneTrial(str(number)) for number in range(6)]
+    rule = scheduler_for(name, steps=12, grace=4, judged={str(trial): 16 for trial in trials[:5]} | {"5": 14})
     tune = type("Controller", (), {"get_live_trials": lambda self: trials})()
     for trial in trials:
         rule.on_trial_add(tune, trial)
     for trial, step in itertools.product(trials[:5], (4, 6)):
-        told = {"last_step": step, "objective": 0.9, "replayed": True}
-        assert rule.on_trial_result(tune, trial, told) == TrialScheduler.CONTINUE
-    poor = {"last_step": 4, "objective": 0.1, "replayed": True}
+        assert rule.on_trial_result(tune, trial, result(step, 0.9)) == TrialScheduler.CONTINUE
     for _ in range(2):  # and once more, by the process after a lost one
-        assert rule.on_trial_result(tune, trials[5], poor) == TrialScheduler.CONTINUE
-    assert rule.on_trial_result(tune, trials[5], {**poor, "last_step": 6, "replayed": False}) == (
+        assert rule.on_trial_result(tune, trials[5], result(4, 0.1)) == TrialScheduler.CONTINUE
+    assert rule.on_trial_result(tune, trials[5], result(6, 0.1)) == (
         TrialScheduler.STOP if name == "median" else TrialScheduler.CONTINUE  # which looks again at step 12
     )
     if name == "median":
-        assert [result["last_step"] for result in rule._results[trials[5]]] == [4, 6]
+        assert [told["last_step"] for told in rule._results[trials[5]]] == [4, 6]
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_what_a_killed_driver_had_not_heard_is_decided_on(name: str) -> None:
+    """A distributed trial trains on while nobody asks: its folder may hold more than was ever judged."""
+    trials = [TuneTrial(str(number)) for number in range(6)]
+    rule = scheduler_for(name, steps=12, grace=4, judged={str(trial): 14 for trial in trials[:5]})
+    tune = type("Controller", (), {"get_live_trials": lambda self: trials})()
+    for trial in trials:
+        rule.on_trial_add(tune, trial)
+    for trial in trials[:5]:
+        rule.on_trial_result(tune, trial, result(4, 0.9))
+    assert rule.on_trial_result(tune, trials[5], {**result(4, 0.1), "replayed": True}) == TrialScheduler.STOP
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_failed_trial_is_compared_with_nobody(domains: list[str], tmp_path: Path, name: str) -> None:
+    class Broken(Rows):
+        def next(self) -> Row | None:
+            raise RunFailed("no room")
+
+    told = actor(tmp_path, domains, Broken()).step()
+    assert (told["failed"], told["last_step"]) == ("no room", 0)
+    rule = scheduler_for(name, steps=12, grace=4, judged={})
+    trials = [TuneTrial(str(number)) for number in range(6)]
+    tune = type("Controller", (), {"get_live_trials": lambda self: trials})()
+    for trial in trials:
+        rule.on_trial_add(tune, trial)
+    rule.on_trial_complete(tune, trials[0], told)
+    rule.on_trial_complete(tune, trials[1], {**told, **result(4, float("nan"))})
+    for number, trial in enumerate(trials[2:5]):
+        assert rule.on_trial_result(tune, trial, result(4, number / 10)) == TrialScheduler.CONTINUE
+    assert rule.on_trial_result(tune, trials[5], result(4, -0.1)) == TrialScheduler.STOP
 
 
 def test_what_is_told_again_takes_nothing_from_a_record(tmp_path: Path) -> None:
@@ -405,9 +436,9 @@ def test_a_cause_is_the_exception_and_not_the_advice_below_it(tmp_path: Path) ->
     assert _cause(trial) == "its process failed again and again: RuntimeError: no room:"
     (tmp_path / "error.txt").write_text(failed + died)
     assert _cause(trial) == "its process was lost again and again, often for lack of memory"
-    killed = "Failure # 3 (occurred at two)\nray::TrialActor.train()\ntune.run.LostError: killed by SIGKILL\n"
+    killed = "Failure # 3 (occurred at two)\nray::TrialActor.train()\ntune.run.LostError: killed by SIGTERM\n"
     (tmp_path / "error.txt").write_text(failed + killed)
-    assert _cause(trial) == "its process was lost again and again, often for lack of memory"
+    assert _cause(trial) == "again and again killed by SIGTERM"
     (tmp_path / "error.txt").write_text(
         "Failure # 3 (occurred at two)\nThe actor died because of an error raised in its creation task, "
         "ray::TrialActor.__init__()\n  File b.py\nModuleNotFoundError: No module named 'cv3'\n"
@@ -443,7 +474,7 @@ def test_what_was_left_is_freed_once_nobody_writes(
     domains: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, phases = settle(plan_for(tmp_path, domains, num=2, keep=1))
-    run = _Run(plan, phases, Records(plan.out))
+    run = _Run(plan, phases, Records(plan.out), Lease(plan.out))
     listed = run._listed()
 
     class Tuner:
@@ -461,7 +492,7 @@ def test_what_was_left_is_freed_once_nobody_writes(
 
 def test_a_population_that_has_ended_leaves_no_copies_behind(domains: list[str], tmp_path: Path) -> None:
     plan, phases = settle(plan_for(tmp_path, domains, search="pbt", num=2, concurrent=0, grace=2))
-    run = _Run(plan, phases, Records(plan.out))
+    run = _Run(plan, phases, Records(plan.out), Lease(plan.out))
     for record in run._listed() or []:
         record.status = "finished"
         run.records.save(record)

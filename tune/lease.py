@@ -2,7 +2,7 @@
 
 A job goes on when the command that submitted it is killed, so whoever resumes its sweep may not know that it runs. A
 driver that could give no sign of life for long, suspended or cut off from its storage, may find on waking that another
-has taken its place; it then ends as if interrupted.
+has taken its place, or had and is done; it then ends as if interrupted.
 """
 
 import _thread
@@ -30,7 +30,7 @@ GONE_S = 60.0
 class Lease:
     """Held while a driver works on a sweep's folder; says so in ``driver.json`` there, again and again.
 
-    Where another driver's name is found there meanwhile, the main thread is interrupted.
+    Where another driver has taken it over meanwhile, the main thread is interrupted.
 
     Args:
         out: the sweep's folder.
@@ -42,6 +42,8 @@ class Lease:
     def __init__(self, out: str) -> None:
         self.path = storage.join(out, "driver.json")
         self._name = uuid.uuid4().hex
+        self._written_s = time.time()
+        self._lost = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="distuda-lease", daemon=True)
 
@@ -60,28 +62,50 @@ class Lease:
     ) -> None:
         self._over.set()
         self._thread.join(timeout=10)  # it may hang on storage that is away
-        if not self._lost():
+        if self._holder().get("name") == self._name:
             storage.remove(self.path)
+
+    def require(self) -> None:
+        """Look whether it is still held, which the beats may not have told yet.
+
+        Raises:
+            KeyboardInterrupt: another driver has taken it over.
+        """
+        self._look()
+        if self._lost:
+            raise KeyboardInterrupt
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_S):
             with suppress(Exception):  # the storage is away; the sweep itself will say so
-                if self._lost():
-                    print(f"another driver has taken over {os.path.dirname(self.path)!r}: this one ends",
-                          file=sys.stderr, flush=True)  # fmt: skip
+                self._look()
+                if self._lost:
                     _thread.interrupt_main()
                     return
                 self._write()
 
+    def _look(self) -> None:
+        """Find out whether another driver is, or was, in this one's place."""
+        away = time.time() - self._written_s > GONE_S
+        name = self._holder().get("name", "" if away else self._name)
+        if name != self._name and not self._lost:
+            self._lost = True
+            print(f"another driver has taken over {os.path.dirname(self.path)!r}: this one ends",
+                  file=sys.stderr, flush=True)  # fmt: skip
+
     def _write(self) -> None:
         said = {"name": self._name, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
         storage.write_bytes(self.path, json.dumps(said).encode())
+        self._written_s = time.time()
 
     def _holder(self) -> dict[str, Any]:
-        return dict(json.loads(storage.read_bytes(self.path))) if storage.exists(self.path) else {}
-
-    def _lost(self) -> bool:
-        return self._holder().get("name", self._name) != self._name
+        """What lies there; nothing where there is no file, or one that was cut off."""
+        if not storage.exists(self.path):
+            return {}
+        try:
+            return dict(json.loads(storage.read_bytes(self.path)))
+        except ValueError:
+            return {}
 
 
 def _alive(driver: dict[str, Any]) -> str:

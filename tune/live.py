@@ -185,7 +185,9 @@ def _cause(trial: Any) -> str:
     text = Path(path).read_text(errors="replace") if path and Path(path).exists() else ""
     lines = text.rpartition("Failure # ")[2].strip().splitlines()
     named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Failed)\b", line)]
-    raised = [line for line in named if "ActorDiedError" not in line and LostError.__name__ not in line]
+    if lost := [line for line in named if f"{LostError.__name__}: " in line]:
+        return f"again and again {lost[-1].partition(f'{LostError.__name__}: ')[2]}"
+    raised = [line for line in named if "ActorDiedError" not in line]
     died = named or not lines or any("died" in line for line in lines)  # Ray also says so of one that never began
     if not raised and died:
         return "its process was lost again and again, often for lack of memory"

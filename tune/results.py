@@ -257,9 +257,11 @@ def to_parquet(records: Records, ranked: Sequence[Found], by: Sequence[str], obj
     return buffer.getvalue()
 
 
-def _alike(values: list[Any]) -> list[Any]:
+def _alike(values: list[Any]) -> Any:
     """Values of one type: truth values, whole numbers, numbers, or words."""
     given = [value for value in values if value is not None]
+    if not given:
+        return pa.nulls(len(values), pa.string())
     if any(all(type(value) is kind for value in given) for kind in (bool, str, int)):
         return values
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in given):

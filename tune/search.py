@@ -4,7 +4,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -126,7 +126,7 @@ class Tpe(Searcher):
         """Nothing, as `save`."""
 
 
-def scheduler_for(name: str, *, steps: int, grace: int) -> TrialScheduler:
+def scheduler_for(name: str, *, steps: int, grace: int, judged: Mapping[str, int]) -> TrialScheduler:
     """Tune's scheduler of a name, with steps counted by ourselves: Tune's own count starts anew after a restart.
 
     Trials are compared in their last phase alone: on what comes before the fields of later phases have no bearing yet,
@@ -136,15 +136,17 @@ def scheduler_for(name: str, *, steps: int, grace: int) -> TrialScheduler:
         name: ``none``, ``asha`` (Li et al., MLSys 2020) or ``median`` (Golovin et al., KDD 2017).
         steps: of a trial's last phase.
         grace: of these, those that every trial gets.
+        judged: trials with evaluations in earlier sittings and the step, over all phases, of the last: up to there
+            everything has been decided.
     """
     if name == "asha":
         return _Asha(
-            time_attr="last_step", metric="objective", mode="max", max_t=steps, grace_period=min(grace, steps),
+            judged, time_attr="last_step", metric="objective", mode="max", max_t=steps, grace_period=min(grace, steps),
             reduction_factor=REDUCTION,
         )  # fmt: skip
     if name == "median":
         return _Median(
-            time_attr="last_step", metric="objective", mode="max", grace_period=grace, min_samples_required=3
+            judged, time_attr="last_step", metric="objective", mode="max", grace_period=grace, min_samples_required=3
         )
     return FIFOScheduler()
 
@@ -152,10 +154,23 @@ def scheduler_for(name: str, *, steps: int, grace: int) -> TrialScheduler:
 class _Asha(ASHAScheduler):
     """Tune's, which would decide once more on what a resumed trial only tells again, in whatever order that comes."""
 
+    def __init__(self, judged: Mapping[str, int], **options: Any) -> None:
+        super().__init__(**options)
+        self._judged = judged
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Tune's decision on what is new."""
+        """Tune's decision on what is new; its rungs take a trial once each, so what a lost process repeats is not."""
         decision = super().on_trial_result(tune_controller, trial, result)
-        return str(TrialScheduler.CONTINUE if result["replayed"] else decision)
+        return str(TrialScheduler.CONTINUE if _is_judged(trial, result, self._judged) else decision)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """The last result; that of a trial that failed is nothing to compare others with."""
+        if math.isfinite(result.get("objective", math.nan)):
+            super().on_trial_complete(tune_controller, trial, result)
+
+
+def _is_judged(trial: Any, result: Mapping[str, Any], judged: Mapping[str, int]) -> bool:
+    return bool(result["step"] <= judged.get(str(trial), 0))
 
 
 class _Median(MedianStoppingRule):
@@ -165,20 +180,32 @@ class _Median(MedianStoppingRule):
     with a NaN among them is NaN, and no median is that. And it would decide on, or count twice, what is told again.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, judged: Mapping[str, int], **options: Any) -> None:
         super().__init__(**options)
+        self._judged = judged
         self._heard: set[tuple[str, int]] = set()
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Tune's decision, by the results that have an objective, on those that are new."""
-        key = (trial.trial_id, result["last_step"])
-        if not math.isfinite(result["objective"]) or (result["replayed"] and key in self._heard):
-            return str(TrialScheduler.CONTINUE)
-        self._heard.add(key)
-        if result["replayed"]:
+        if _is_judged(trial, result, self._judged):
             self.on_trial_complete(tune_controller, trial, result)  # which takes it and decides nothing
-            return str(TrialScheduler.CONTINUE)
-        return str(super().on_trial_result(tune_controller, trial, result))
+        elif self._is_new(trial, result):
+            return str(super().on_trial_result(tune_controller, trial, result))
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """The last result, which decides nothing; a trial that failed has none to compare others with."""
+        if self._is_new(trial, result):
+            super().on_trial_complete(tune_controller, trial, result)
+
+    def _is_new(self, trial: Any, result: Mapping[str, Any]) -> bool:
+        """Whether it has an objective, of its last phase, and its step is heard of for the first time, now noted."""
+        step = int(result.get("last_step", 0))
+        key = (str(trial), step)
+        if step <= 0 or not math.isfinite(result.get("objective", math.nan)) or key in self._heard:
+            return False
+        self._heard.add(key)
+        return True
 
     def _on_insufficient_samples(self, *_: Any) -> str:
         return str(TrialScheduler.CONTINUE)

@@ -81,7 +81,7 @@ class Range:
     def clip(self, value: float) -> float:
         """The nearest number inside, six digits of it: a word in a recipe is for people too."""
         inside = min(self.high, max(self.low, float(f"{value:.6g}")))
-        return round(inside) if self.whole else inside
+        return round(inside) if self.whole else float(inside)
 
     def perturb(self, value: float, rng: random.Random) -> float:
         """Another number nearby; a whole one moves by at least one, and one at an end of the range inwards."""
@@ -278,9 +278,14 @@ class Space:
 
         A field of a method that is itself chosen is read under that choice alone: without it there is another method.
         """
+        around = [*self.paths(), *Space(self.name, beside).paths()]
         for path, kind in self.fields.items():
-            for value in kind.ends() if not _hangs_on(path, self.paths()) else ():
+            for value in kind.ends() if not _hangs_on(path, around) else ():
                 self._read(recipe, words, {**above, path: value}, [path])
+            for other, choice in beside.items():
+                for option in choice.ends() if _hangs_on(path, [other]) else ():
+                    for value in kind.ends():
+                        self._read(recipe, words, {**above, other: option, path: value}, [other, path])
         choices = [(path, kind) for path, kind in self.fields.items() if isinstance(kind, Choice)]
         for path, choice in choices:
             others = {**beside, **{other: kind for other, kind in self.fields.items() if other != path}}

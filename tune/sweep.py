@@ -8,9 +8,12 @@ search all they knew.
 
 import logging
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from distuda import storage
@@ -37,12 +40,12 @@ def sweep(plan: Plan) -> dict[str, str]:
         RunFailed: no trial came to an end.
     """
     plan, phases = settle(plan)
-    with Lease(plan.out):
+    with Lease(plan.out) as lease:
         begun = storage.exists(storage.join(plan.out, "sweep.json"))
         plan = agree(plan, phases)
         records = Records(plan.out)
         try:
-            _Run(plan, phases, records).search()
+            _Run(plan, phases, records, lease).search()
         except UserError:  # this machine has not what the trials ask for; corrected words must find no sweep
             if not begun and all(record.status == "waiting" for record in records):
                 for record in records:
@@ -52,11 +55,22 @@ def sweep(plan: Plan) -> dict[str, str]:
         return finish(plan, records, last_recipe(phases).seed)
 
 
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Tune's handler of Ctrl-C, which only tells its own loop, does not outlive that."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
 class _Run:
     """One sitting of a sweep: Ray, the trials, their ends."""
 
-    def __init__(self, plan: Plan, phases: Sequence[Phase], records: Records) -> None:
-        self.plan, self.records = plan, records
+    def __init__(self, plan: Plan, phases: Sequence[Phase], records: Records, lease: Lease) -> None:
+        self.plan, self.records, self.lease = plan, records, lease
         self.recipe, self.grace = last_recipe(phases), grace_of(plan, phases)
         self.first_seeds = 1 if plan.scheduler != "none" else plan.seeds
 
@@ -75,15 +89,16 @@ class _Run:
             survivors = [record for record in self.records if record.status == "finished" and not record.repeat]
             again = [r for one in survivors for r in self.records.add(one.number, one.configuration, plan.seeds)[1:]]
             self._sit(again, len(again), "none")
-            self._end_all_but({record.id for record in again})
+            self._end_repeats_of_stopped()
         if plan.search == "pbt":  # not after an interruption: a trial may be about to go on from such a copy
             storage.remove(storage.join(plan.out, POPULATION))
             self.records.free_donations()
 
-    def _end_all_but(self, judged: set[str]) -> None:
+    def _end_repeats_of_stopped(self) -> None:
         """Other seeds of a configuration that ended early, begun while the sweep had no scheduler yet, are over too."""
+        stopped = {record.number for record in self.records if record.status == "stopped" and not record.repeat}
         for record in self.records:
-            if record.repeat and record.id not in judged and record.status in ("waiting", "running"):
+            if record.repeat and record.number in stopped and record.status in ("waiting", "running"):
                 record.status = "stopped"
                 self.records.save(record)
 
@@ -101,8 +116,9 @@ class _Run:
             observer = Observer(
                 self.records, plan.objective, plan.choose, plan.seeds, plan.keep, max(num, len(self.records))
             )
-            with observer:
+            with observer, _own_interrupts():
                 self._tuner(listed, concurrent, resources, scheduler, observer, scratch).fit()
+            self.lease.require()
             observer.free()  # nobody writes any more
         mine = [r for r in self.records if r.repeat < self.first_seeds and r.number < plan.size]
         mine = mine if listed is None else listed
@@ -157,7 +173,8 @@ class _Run:
         if plan.search == "pbt":
             scheduler = population(plan.space, every=self.grace, seed=plan.seed)
         else:
-            scheduler = scheduler_for(scheduler_name, steps=self.recipe.steps, grace=self.grace)
+            judged = {record.id: record.step for record in self.records}
+            scheduler = scheduler_for(scheduler_name, steps=self.recipe.steps, grace=self.grace, judged=judged)
         begun = {record.number: record.configuration for record in self.records}
         searcher = None
         if listed is None:

@@ -132,8 +132,8 @@ class TrialActor(tune.Trainable):
             self.cleanup()
             if not isinstance(error, UserError | RunFailed):
                 storage.write_bytes(storage.join(self.folder, "error.txt"), trace_of(error).encode())
-            result = {**self.last, "step": self.reported, "objective": math.nan, "done": True, "failed": reason(error)}
-            result["replayed"] = False
+            said = {"objective": math.nan, "done": True, "replayed": False, "failed": reason(error)}
+            result = {"last_step": 0, **self.last, "step": self.reported, **said}
         self.last = result
         refused, self.refused = self.refused, False
         return {**result, "id": self.trial_name, "refused": refused, "seconds": time.monotonic() - began_s}
@@ -199,8 +199,9 @@ def donate(folder: str, step: int) -> None:
     The last ones that were given stay, whatever their steps: who copied a slower one gives of lower steps than before.
     """
     name, note = f"step-{step:08d}", storage.join(folder, DONATED, "order.json")
-    if not _copy(storage.join(folder, "checkpoints", name), storage.join(folder, DONATED, name)):
+    if (parts := _parts(storage.join(folder, "checkpoints", name))) is None:
         return
+    _write(parts, storage.join(folder, DONATED, name))
     before = json.loads(storage.read_bytes(note)) if storage.exists(note) else []
     order = [*(other for other in before if other != name), name]
     for old in order[:-DONATIONS]:
@@ -224,12 +225,11 @@ def adopt(donor: dict[str, Any], phases: list[Phase]) -> bool:
     describe(phases)
     name = f"step-{donor['step']:08d}"
     given = storage.join(donor["folder"], DONATED, name)
-    if not storage.exists(storage.join(given, META)):
-        return False
     mine = storage.join(recipe.out, "checkpoints")
-    storage.remove(storage.join(mine, name))  # of the same step: a copy on top of it would look whole half-way
-    if not _copy(given, storage.join(mine, name)):
+    if (parts := _parts(given)) is None:
         return False
+    storage.remove(storage.join(mine, name))  # of the same step: a copy on top of it would look whole half-way
+    _write(parts, storage.join(mine, name))
     for old in storage.list_folder(mine):  # not before there is the other: it must not begin anew if killed here
         if old != name:
             storage.remove(storage.join(mine, old))
@@ -238,19 +238,22 @@ def adopt(donor: dict[str, Any], phases: list[Phase]) -> bool:
     return True
 
 
-def _copy(checkpoint: str, to: str) -> bool:
-    """Copy a complete checkpoint, its meta file last: that makes the copy complete; False where there is none."""
+def _parts(checkpoint: str) -> dict[str, bytes] | None:
+    """The files of a complete checkpoint, its meta file last; None where there is none."""
     if not storage.exists(storage.join(checkpoint, META)):
-        return False
-    for part in (WEIGHTS, TRAINING, META):
-        try:
-            content = storage.read_bytes(storage.join(checkpoint, part))
-        except UserError as error:
-            if isinstance(error.__cause__, FileNotFoundError):  # removed meanwhile
-                return False
-            raise
+        return None
+    try:
+        return {part: storage.read_bytes(storage.join(checkpoint, part)) for part in (WEIGHTS, TRAINING, META)}
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):  # removed meanwhile
+            return None
+        raise
+
+
+def _write(parts: dict[str, bytes], to: str) -> None:
+    """Write a checkpoint, its meta file last: that makes it complete."""
+    for part, content in parts.items():
         storage.write_bytes(storage.join(to, part), content)
-    return True
 
 
 def describe(phases: list[Phase]) -> None:
