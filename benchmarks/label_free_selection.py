@@ -250,8 +250,8 @@ def against_random(name: str, looks: int, everything: list[Trial], asha: list[Tr
     random_chosen = statistics.fmean(chosen_by_aggregate(draw)[ORACLE] for draw in draws)
     random_best = statistics.fmean(max(trial[ORACLE] for trial in draw) for draw in draws)
     return (
-        f"ASHA on {name}, {looks} looks: {len(asha)} configurations, {len(done)} to the end, {spent} steps in all, as many "
-        f"as {fits} whole trials. Chosen by the aggregate: {100 * chosen:.1f} mIoU, by random search with {fits} "
+        f"ASHA on {name}, {looks} looks: {len(asha)} configurations, {len(done)} to the end, {spent} steps in all, as "
+        f"many as {fits} whole trials. Chosen by the aggregate: {100 * chosen:.1f} mIoU, by random search with {fits} "
         f"trials {100 * random_chosen:.1f} (mean over 2000 draws of its trials); best reached: {100 * best:.1f} "
         f"against {100 * random_best:.1f}."
     )
