@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -308,6 +309,7 @@ def test_a_driver_that_was_away_ends_where_another_has_come_and_gone(
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 60)
     with Lease(str(tmp_path)) as held:
+        assert pickle.loads(pickle.dumps(held)).path == held.path  # as Tune does with a search that asks a sweep
         (tmp_path / "driver.json").unlink()
         held.require()  # it was here a moment ago: nobody may have taken it over
         monkeypatch.setattr(lease, "GONE_S", 0.0)

@@ -47,6 +47,10 @@ class Lease:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="distuda-lease", daemon=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its search and whom that asks when it starts; the copy, which nobody uses, has no thread."""
+        return {"path": self.path}
+
     def __enter__(self) -> "Lease":
         if (holder := self._holder()) and (seen := _alive(holder)):
             raise UserError(
