@@ -298,7 +298,8 @@ def test_a_driver_that_was_away_ends_where_another_has_taken_over(
     note = tmp_path / "driver.json"
     other = json.dumps({"name": "another", "host": "elsewhere", "pid": 1, "time": time.time()})
     with pytest.raises(KeyboardInterrupt), Lease(str(tmp_path)):
-        note.write_text(other)
+        (tmp_path / "other.json").write_text(other)
+        (tmp_path / "other.json").replace(note)
         for _ in range(400):  # the interrupt wakes no sleeper
             time.sleep(0.05)
     assert note.read_text() == other and "another driver has taken over" in capsys.readouterr().err
@@ -318,6 +319,57 @@ def test_a_driver_that_was_away_ends_where_another_has_come_and_gone(
     (tmp_path / "driver.json").write_text('{"name": "ano')  # cut off
     with Lease(str(tmp_path)) as held:
         held.require()
+
+
+def test_a_sign_of_life_that_comes_too_late_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may lie over that of a driver who came meanwhile, and who finds its own place free again."""
+    monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    with pytest.raises(KeyboardInterrupt), Lease(str(tmp_path)) as held:
+        write = held._write
+
+        def slowly() -> None:
+            time.sleep(0.5)
+            write()
+
+        monkeypatch.setattr(lease, "GONE_S", 0.2)
+        monkeypatch.setattr(held, "_write", slowly)
+        for _ in range(400):
+            time.sleep(0.05)
+    assert not (tmp_path / "driver.json").exists()
+
+
+def test_a_driver_that_was_away_changes_nothing_before_it_has_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 60)
+    with Lease(str(tmp_path)) as held:
+        records = Records(str(tmp_path), held.require_if_late)
+        [record] = records.add(0, {}, 1)
+        note = tmp_path / "trials" / "0000" / "trial.json"
+        said = note.read_text().replace("waiting", "finished")
+        note.write_text(said)  # by a driver that came and went
+        (tmp_path / "driver.json").unlink()
+        record.step = 4
+        monkeypatch.setattr(lease, "GONE_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            records.save(record)
+        record.status = "stopped"
+        with pytest.raises(KeyboardInterrupt):
+            records.free_checkpoints([])
+    assert note.read_text() == said
+
+
+def test_trials_that_have_ended_come_first(domains: list[str], tmp_path: Path) -> None:
+    """What they tell again is what a scheduler compares the others with."""
+    plan, phases = settle(plan_for(tmp_path, domains, num=3, scheduler="asha"))
+    records = Records(plan.out)
+    run = _Run(plan, phases, records, Lease(plan.out))
+    listed = run._listed()
+    assert listed is not None
+    listed[0].status, listed[2].status, listed[2].step = "running", "stopped", 4
+    again = run._listed()
+    assert again is not None and [record.id for record in again] == ["0002", "0000", "0001"]
+    assert [run._config(record)["trial"]["ended"] for record in again] == [4, 0, 0]
 
 
 def test_what_a_driver_without_its_lease_did_is_not_tidied(

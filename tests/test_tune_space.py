@@ -198,6 +198,12 @@ method.name: {choice: [minent, %s]}
     load_space(write(tmp_path, space % "apoda")).check(str(RECIPES / "source_only.yaml"))
     with pytest.raises(UserError, match=r"method.name=advent method.lambda_ent=0.001: .*unknown field"):
         load_space(write(tmp_path, space % "advent")).check(str(RECIPES / "source_only.yaml"))
+    elsewhere = """
+model.name: {choice: {lite: {method.lambda_ent: {uniform: [0.001, 0.01]}}, mit_b0: {}}}
+optimizer.name: {choice: {adamw: {method.name: {choice: [minent, apoda]}}, sgd: {}}}
+"""
+    with pytest.raises(UserError, match=r"method.lambda_ent=0.001: unknown field"):  # with sgd there is no such method
+        load_space(write(tmp_path, elsewhere)).check(str(RECIPES / "source_only.yaml"))
 
 
 def test_a_configuration_is_read_whole(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class TuneTrial:
 def actor(out: Path, words: list[str], left: Rows, cwd: str = "", **told: Any) -> TrialActor:
     """The actor of trial 0000 of six steps in ``out``, as Tune would have set it up; ``left`` is its training."""
     made = TrialActor.__new__(TrialActor)
-    made.config = {"trial": {"words": [], "ended": False, "replay": True, "donor": None, **told}}
+    made.config = {"trial": {"words": [], "ended": 0, "replay": True, "donor": None, **told}}
     made._trial_info = type("Info", (), {"trial_name": "0000"})()
     task = Task(None, (*WORDS, *words, "checkpoint.every_steps=2"), cwd or os.getcwd())
     made.setup(made.config, task, str(out), "entropy")
@@ -100,8 +100,8 @@ def test_a_trial_without_its_last_checkpoint_is_not_over(domains: list[str], tmp
 
 
 def test_what_has_ended_is_only_told_again(domains: list[str], tmp_path: Path) -> None:
-    evaluated(tmp_path / "trials" / "0000", 2, 4)  # stopped early; its checkpoints are gone
-    trial = actor(tmp_path, domains, Rows(6), ended=True)
+    evaluated(tmp_path / "trials" / "0000", 2, 4, 5)  # stopped at 4, and trained on until its process knew
+    trial = actor(tmp_path, domains, Rows(6), ended=4)  # its checkpoints are gone
     assert [(one["step"], one["done"]) for one in (trial.step(), trial.step())] == [(2, False), (4, True)]
     assert trial.run is None
 
@@ -185,7 +185,7 @@ def test_a_member_goes_on_from_what_it_was_given_before_a_kill(domains: list[str
     checkpoint(Path(records.folder("0000")), 2)
     checkpoint(Path(records.folder("0001")), 2, 4)
     donate(records.folder("0001"), 4)
-    observer = Observer(records, "entropy", (), 1, 1, 2)
+    observer = Observer(records, "entropy", ("entropy",), 1, 1, 2)
     trial = TuneTrial("0000", {"optimizer.lr": 0.16}, copied=("0001", 4))
     observer.on_trial_start(1, [], trial)  # and killed before its process has begun
     told = _Run(plan, phases, Records(plan.out), Lease(plan.out))._config(Records(plan.out).by_id["0000"])["trial"]
@@ -197,7 +197,7 @@ def test_a_member_goes_on_from_what_it_was_given_before_a_kill(domains: list[str
         result = member.step()
         assert result["step"] == 6 and result["id"] == "0000"
         assert os.listdir(tmp_path / "sweep" / "trials" / "0000" / "checkpoints") == folders
-    observer.on_trial_result(2, [], trial, {"step": 4, "seconds": 1, "failed": "lost", "replayed": False})
+    observer.on_trial_result(2, [], trial, {"step": 4, "seconds": 1, "failed": "lost", "replayed": False, "done": True})
     assert record.donor == ("0001", 4)
     observer.on_trial_result(2, [], trial, result)
     assert record.donor is None
@@ -315,7 +315,7 @@ def test_a_folder_may_have_any_name(domains: list[str], tmp_path: Path) -> None:
 
 
 def result(last_step: int, objective: float) -> dict[str, Any]:
-    return {"step": last_step + 10, "last_step": last_step, "objective": objective}
+    return {"step": last_step + 10, "last_step": last_step, "objective": objective, "replayed": False}
 
 
 def test_the_median_lets_a_trial_train_on_where_others_wait() -> None:
@@ -390,6 +390,8 @@ def test_a_failed_trial_is_compared_with_nobody(domains: list[str], tmp_path: Pa
         rule.on_trial_add(tune, trial)
     rule.on_trial_complete(tune, trials[0], told)
     rule.on_trial_complete(tune, trials[1], {**told, **result(4, float("nan"))})
+    if name == "asha":
+        assert not any(recorded for _, recorded in rule._brackets[0]._rungs)
     for number, trial in enumerate(trials[2:5]):
         assert rule.on_trial_result(tune, trial, result(4, number / 10)) == TrialScheduler.CONTINUE
     assert rule.on_trial_result(tune, trials[5], result(4, -0.1)) == TrialScheduler.STOP
@@ -401,7 +403,7 @@ def test_what_is_told_again_takes_nothing_from_a_record(tmp_path: Path) -> None:
     under_way.status, under_way.step, under_way.scores = "running", 6, {"entropy": 0.9}
     over.status, over.step = "finished", 6
     observer = Observer(records, "entropy", (), 1, 1, 2)
-    first = {"step": 2, "seconds": 0.1, "objective": 0.5, "score_entropy": 0.5, "replayed": True}
+    first = {"step": 2, "seconds": 0.1, "objective": 0.5, "score_entropy": 0.5, "replayed": True, "done": False}
     observer.on_trial_result(1, [], TuneTrial("0000"), first)
     assert (under_way.step, under_way.scores) == (6, {"entropy": 0.9})
     observer.on_trial_result(1, [], TuneTrial("0000"), {**first, "step": 8})  # the driver had not heard of it
@@ -411,6 +413,45 @@ def test_what_is_told_again_takes_nothing_from_a_record(tmp_path: Path) -> None:
     assert (over.status, under_way.status) == ("finished", "failed")
 
 
+def test_what_fails_as_it_goes_on_keeps_what_is_known(tmp_path: Path) -> None:
+    """A storage that is away for a moment must not have a scheduler decide anew on all of it."""
+    records = Records(str(tmp_path))
+    [record] = records.add(0, {}, 1)
+    record.status, record.step, record.scores = "running", 6, {"entropy": 0.9}
+    observer = Observer(records, "entropy", (), 1, 1, 1)
+    failed = {"step": 0, "last_step": 0, "seconds": 0.1, "objective": math.nan, "replayed": False, "done": True}
+    observer.on_trial_result(1, [], TuneTrial("0000"), {**failed, "failed": "no storage"})
+    again = {**failed, "step": 4, "objective": 0.4, "score_entropy": 0.4, "done": False, "seconds": 2.0}
+    observer.on_trial_result(1, [], TuneTrial("0000"), again)  # trained again, from an older checkpoint
+    kept = Records(str(tmp_path)).by_id["0000"]
+    assert (kept.status, kept.reason, kept.step, kept.scores) == ("failed", "no storage", 6, {"entropy": 0.9})
+    observer.on_trial_result(1, [], TuneTrial("0000"), {**again, "step": 6, "score_entropy": 0.8})
+    assert record.scores == {"entropy": 0.8} and record.seconds == 4.1  # of the weights that there are
+
+
+@pytest.mark.parametrize(("total", "status"), [(6, "finished"), (12, "stopped")])
+def test_an_end_is_saved_with_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total: int, status: str
+) -> None:
+    """Tune has put down its decision by then; one that a kill takes back is not made again."""
+    records = Records(str(tmp_path))
+    [record] = records.add(0, {}, 1)
+    record.status = "running"
+    saved: list[tuple[int, str]] = []
+    monkeypatch.setattr(Records, "save", lambda self, record: saved.append((record.step, record.status)))
+    told = {"step": 6, "seconds": 1.0, "objective": 0.5, "score_entropy": 0.5, "replayed": False}
+    told |= {"done": True, "total": total}
+    Observer(records, "entropy", ("entropy",), 1, 1, 1).on_trial_result(1, [], TuneTrial("0000"), told)
+    assert saved == [(6, status)]
+
+
+def test_asha_leaves_a_trial_that_tells_its_last_evaluation_again_to_its_other_phases() -> None:
+    rule, trial = scheduler_for("asha", steps=12, grace=4, judged={}), TuneTrial("0")
+    rule.on_trial_add(None, trial)
+    assert rule.on_trial_result(None, trial, {**result(12, 0.5), "replayed": True}) == TrialScheduler.CONTINUE
+    assert rule.on_trial_result(None, trial, result(12, 0.5)) == TrialScheduler.STOP
+
+
 def test_a_trial_may_be_lost_as_often_as_it_gets_on(tmp_path: Path) -> None:
     records = Records(str(tmp_path))
     records.add(0, {}, 1)
@@ -418,7 +459,7 @@ def test_a_trial_may_be_lost_as_often_as_it_gets_on(tmp_path: Path) -> None:
 
     def allowed(failures: int, step: int, replayed: bool = False) -> int:
         trial.num_failures = failures
-        told = {"step": step, "seconds": 1.0, "objective": 0.5, "replayed": replayed}
+        told = {"step": step, "seconds": 1.0, "objective": 0.5, "replayed": replayed, "done": False}
         observer.on_trial_result(1, [], trial, told)
         return trial.max_failures
 

@@ -79,28 +79,43 @@ class Lease:
         if self._lost:
             raise KeyboardInterrupt
 
+    def require_if_late(self) -> None:
+        """`require` where it may be lost at all: for long no sign of life was given. Costs nothing otherwise."""
+        if self._lost or self._is_late():
+            self.require()
+
     def _beat(self) -> None:
-        while not self._over.wait(BEAT_S):
+        while not (self._lost or self._over.wait(BEAT_S)):
             with suppress(Exception):  # the storage is away; the sweep itself will say so
+                looked_s, before_s = time.time(), self._written_s
                 self._look()
-                if self._lost:
-                    _thread.interrupt_main()
-                    return
-                self._write()
+                if not self._lost:
+                    self._write()
+                    if time.time() - looked_s > BEAT_S and time.time() - before_s > GONE_S:
+                        storage.remove(self.path)  # it may lie over another's, who came while this was on its way
+                        self._lose()
+        if not self._over.is_set():
+            _thread.interrupt_main()
+
+    def _is_late(self) -> bool:
+        return time.time() - self._written_s > GONE_S
 
     def _look(self) -> None:
         """Find out whether another driver is, or was, in this one's place."""
-        away = time.time() - self._written_s > GONE_S
-        name = self._holder().get("name", "" if away else self._name)
-        if name != self._name and not self._lost:
-            self._lost = True
+        if self._holder().get("name", "" if self._is_late() else self._name) != self._name:
+            self._lose()
+
+    def _lose(self) -> None:
+        if not self._lost:
             print(f"another driver has taken over {os.path.dirname(self.path)!r}: this one ends",
                   file=sys.stderr, flush=True)  # fmt: skip
+        self._lost = True
 
     def _write(self) -> None:
-        said = {"name": self._name, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        now_s = time.time()
+        said = {"name": self._name, "host": socket.gethostname(), "pid": os.getpid(), "time": now_s}
         storage.write_bytes(self.path, json.dumps(said).encode())
-        self._written_s = time.time()
+        self._written_s = now_s
 
     def _holder(self) -> dict[str, Any]:
         """What lies there; nothing where there is no file, or one that was cut off."""

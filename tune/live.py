@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ class Observer(tune.Callback):
         self.live = Live(console=Console(stderr=True), refresh_per_second=2) if sys.stderr.isatty() else None
         self.began_s = time.monotonic()
         self._told: set[tuple[str, int, str]] = set()
-        self._reached: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks when it starts; the copy, which nobody uses, has no terminal."""
@@ -72,7 +71,7 @@ class Observer(tune.Callback):
             record.history.append((record.step, record.configuration))
             record.configuration = given
             record.donor = record.adopted = donor
-            self._reached[record.id] = donor[1]
+            record.step = donor[1]
             self._say(record, f"goes on from another trial with {' '.join(words_of(given))}")
         elif record.status == "waiting":
             self._say(record, f"starts with {' '.join(words_of(given))}")
@@ -85,33 +84,37 @@ class Observer(tune.Callback):
     ) -> None:
         """An evaluation, or the end of a trial that failed."""
         record = self._of(trial)
-        if result["step"] > self._reached.get(record.id, 0):  # not one that a process after a lost one tells again
-            self._reached[record.id] = result["step"]
+        refused, reason = result.get("refused"), result.get("failed")
+        # otherwise a resumed trial, or the process after a lost one, tells or trains again what is known
+        gets_on = not reason and (result["step"] > record.step or refused)
+        new = gets_on or (not reason and result["step"] == record.step and not result["replayed"])
+        if gets_on:
             trial.max_failures = trial.num_failures + LOST
-        known = result["replayed"] and result["step"] <= record.step
-        if record.status in ENDED or known:  # it only reports again what it had reported
+        if record.status in ENDED:
             return
-        record.step, record.seconds = int(result["step"]), record.seconds + float(result["seconds"])
-        record.scores = {
-            name.removeprefix("score_"): float(value) for name, value in result.items() if name.startswith("score_")
-        }
-        if result.get("refused"):
+        record.seconds += 0.0 if result["replayed"] else float(result["seconds"])
+        if refused:
             self._say(record, "goes on from its own weights: the other trial's checkpoint was gone")
-        if reason := result.get("failed"):
+        if new:
+            record.step, record.donor, record.scores = int(result["step"]), None, _scores(result)
+            self._say(record, f"step {record.step}  {label_of(self.objective)} {result['objective']:.4f}")
+        if reason:
             record.status, record.reason = "failed", reason
             self._say(record, f"failed: {reason}")
-        else:
-            record.donor = None
-        if record.step and not reason:
-            self._say(record, f"step {record.step}  {label_of(self.objective)} {result['objective']:.4f}")
-        self.records.save(record)
+            self.records.save(record)
+        elif result["done"]:  # also by the scheduler: a decision that is not saved with its result could be forgotten
+            self._end(record, result)
+        elif new:
+            self.records.save(record)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has ended: trained, stopped by the scheduler, or failed."""
+        """A trial has ended without a last result."""
         record = self._of(trial)
-        if record.status != "running":
-            return
-        result = trial.last_result or {}
+        if record.status == "running":
+            self._end(record, trial.last_result or {})
+
+    def _end(self, record: Record, result: dict[str, Any]) -> None:
+        """It was trained, or stopped by the scheduler."""
         record.status = "finished" if result.get("step", 0) >= result.get("total", 0) else "stopped"
         self.records.save(record)
         self._say(record, f"{record.status} after step {record.step}, {record.seconds:.0f} s")
@@ -171,6 +174,10 @@ class Observer(tune.Callback):
                 f"{record.seconds:.0f}", words,
             )  # fmt: skip
         return table
+
+
+def _scores(result: Mapping[str, Any]) -> dict[str, float]:
+    return {name.removeprefix("score_"): float(value) for name, value in result.items() if name.startswith("score_")}
 
 
 def _donor(trial: Any, record: Record) -> tuple[str, int] | None:

@@ -9,7 +9,7 @@ Only the driver writes these; whoever trains writes the run.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -34,7 +34,7 @@ class Record:
         configuration: what was chosen from the space.
         status: where it stands; ``stopped`` = ended early by the scheduler.
         reason: of a failed one, its root cause in one sentence.
-        step: of the last evaluation, counted over all phases.
+        step: of the last evaluation, or of the checkpoint of another that it has gone on from, counted over all phases.
         seconds: spent on it, waiting for others not counted [s].
         scores: of the last evaluation.
         history: with population-based training, the configurations before: the step they ended at and what they were.
@@ -65,10 +65,11 @@ class Records:
 
     Args:
         out: the sweep's folder.
+        check: called before anything is changed there; raises where another driver does.
     """
 
-    def __init__(self, out: str) -> None:
-        self.out = out
+    def __init__(self, out: str, check: Callable[[], None] = lambda: None) -> None:
+        self.out, self.check = out, check
         self.by_id: dict[str, Record] = {}
         for name in storage.list_folder(storage.join(out, "trials")):
             path = storage.join(self.folder(name), "trial.json")
@@ -98,6 +99,7 @@ class Records:
 
     def save(self, record: Record) -> None:
         """Keep a record."""
+        self.check()
         self.by_id[record.id] = record
         path = storage.join(self.folder(record.id), "trial.json")
         storage.write_bytes(path, json.dumps(asdict(record), indent=1).encode())
@@ -111,6 +113,7 @@ class Records:
 
         A trial that was just stopped may be writing one still; the next call removes what is left of it.
         """
+        self.check()
         kept = set(keep)
         for record in self.ended():
             if record.id not in kept:

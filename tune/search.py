@@ -161,7 +161,10 @@ class _Asha(ASHAScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Tune's decision on what is new; its rungs take a trial once each, so what a lost process repeats is not."""
         decision = super().on_trial_result(tune_controller, trial, result)
-        return str(TrialScheduler.CONTINUE if _is_judged(trial, result, self._judged) else decision)
+        # of one told again that is the last it may have more to do than to evaluate, as phases that do not train
+        to_its_end = result["replayed"] and result["last_step"] >= self._max_t
+        known = to_its_end or _is_judged(trial, result, self._judged)
+        return str(TrialScheduler.CONTINUE if known else decision)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """The last result; that of a trial that failed is nothing to compare others with."""
@@ -187,6 +190,8 @@ class _Median(MedianStoppingRule):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Tune's decision, by the results that have an objective, on those that are new."""
+        if trial in self._stopped_trials:  # which could not be noted the first time
+            return str(TrialScheduler.STOP)
         if _is_judged(trial, result, self._judged):
             self.on_trial_complete(tune_controller, trial, result)  # which takes it and decides nothing
         elif self._is_new(trial, result):

@@ -278,7 +278,7 @@ class Space:
 
         A field of a method that is itself chosen is read under that choice alone: without it there is another method.
         """
-        around = [*self.paths(), *Space(self.name, beside).paths()]
+        around = [*self.paths(), *beside]
         for path, kind in self.fields.items():
             for value in kind.ends() if not _hangs_on(path, around) else ():
                 self._read(recipe, words, {**above, path: value}, [path])

@@ -43,7 +43,7 @@ def sweep(plan: Plan) -> dict[str, str]:
     with Lease(plan.out) as lease:
         begun = storage.exists(storage.join(plan.out, "sweep.json"))
         plan = agree(plan, phases)
-        records = Records(plan.out)
+        records = Records(plan.out, lease.require_if_late)
         try:
             _Run(plan, phases, records, lease).search()
         except UserError:  # this machine has not what the trials ask for; corrected words must find no sweep
@@ -116,6 +116,7 @@ class _Run:
             observer = Observer(
                 self.records, plan.objective, plan.choose, plan.seeds, plan.keep, max(num, len(self.records))
             )
+            self.lease.require()
             with observer, _own_interrupts():
                 self._tuner(listed, concurrent, resources, scheduler, observer, scratch).fit()
             self.lease.require()
@@ -129,14 +130,16 @@ class _Run:
     def _listed(self) -> list[Record] | None:
         """All trials of a search that knows them from the start; of a population those that have not ended.
 
-        A member that has ended teaches the others nothing any more, and told again it would be given another
+        Those that have ended come first: what they tell again is what a scheduler compares the others with. A member
+        of a population that has ended teaches the others nothing any more, and told again it would be given another
         configuration.
         """
         plan = self.plan
         if plan.search == "tpe":
             return None
         listed = [r for number, one in enumerate(drawn(plan)) for r in self._offer(number, one)]
-        return [r for r in listed if r.status not in ENDED] if plan.search == "pbt" else listed
+        left = [r for r in listed if r.status not in ENDED]
+        return left if plan.search == "pbt" else [*(r for r in listed if r.status in ENDED), *left]
 
     def _offer(self, number: int, configuration: Configuration) -> list[Record]:
         return self.records.add(number, configuration, self.first_seeds)
@@ -146,7 +149,7 @@ class _Run:
         name, step = record.donor or ("", 0)
         return {"trial": {
             "id": record.id, "configuration": record.configuration,
-            "words": record.words(self.recipe.seed), "ended": record.status in ENDED,
+            "words": record.words(self.recipe.seed), "ended": record.step if record.status in ENDED else 0,
             "replay": self.plan.search != "pbt",
             "donor": {"folder": self.records.folder(name), "step": step} if name else None,
         }}  # fmt: skip

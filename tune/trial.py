@@ -58,10 +58,10 @@ def key_of(score: str) -> str:
 class TrialActor(tune.Trainable):
     """Trains the trials it is given, one at a time.
 
-    A trial's ``config["trial"]`` is what `sweep` says of it: ``id``, ``words``, ``configuration``, ``ended`` (its
-    recorded evaluations are all there will be), ``replay`` and ``donor`` (the checkpoint of another that an earlier
-    sitting gave it, ``folder`` and ``step``, or None). Of each evaluation it reports its ``id``, ``step``,
-    ``last_step`` (counted from where the last phase begins), ``objective`` and every score as ``score_NAME``,
+    A trial's ``config["trial"]`` is what `sweep` says of it: ``id``, ``words``, ``configuration``, ``ended`` (the step
+    of the last evaluation that counts where it is over, else 0), ``replay`` and ``donor`` (the checkpoint of another
+    that an earlier sitting gave it, ``folder`` and ``step``, or None). Of each evaluation it reports its ``id``,
+    ``step``, ``last_step`` (counted from where the last phase begins), ``objective`` and every score as ``score_NAME``,
     ``replayed`` where it was trained before this process began, and ``refused`` where it was to go on from another's
     checkpoint that was gone; a trial that failed reports once more, with ``failed`` as its cause and NaN for its
     objective. A process that was killed raises, so that Tune begins another.
@@ -144,7 +144,7 @@ class TrialActor(tune.Trainable):
         if self.replay:
             row = self.replay.pop(0)
             # one that has not ended goes on, if only to find that nothing is left
-            return self._result(row, over=not self.replay and self.trial_config["ended"], replayed=True)
+            return self._result(row, over=not self.replay and bool(self.trial_config["ended"]), replayed=True)
         self.run = self.run or self._start()
         while (row_or_none := self.run.next()) is not None:
             if row_or_none["step"] > self.reported:
@@ -162,8 +162,10 @@ class TrialActor(tune.Trainable):
         self.phases = self.task.phases(self.trial_config["words"], self.folder)
         if self.donor and adopt(self.donor, self.phases):
             self.reported = max([self.donor["step"], *(row["step"] for row in kept(self.phases))])
-        elif self.trial_config["replay"]:  # of one that has ended the checkpoints may be gone
-            self.replay = recorded(self.phases) if self.trial_config["ended"] else kept(self.phases)
+        elif self.trial_config["replay"]:
+            # of one that has ended the checkpoints may be gone, and a process may have trained on until it was stopped
+            ended = self.trial_config["ended"]
+            self.replay = [r for r in recorded(self.phases) if r["step"] <= ended] if ended else kept(self.phases)
         else:
             self.refused = bool(self.donor)
             describe(self.phases)
