@@ -159,7 +159,7 @@ class _Asha(ASHAScheduler):
         self._judged = judged
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Tune's decision on what is new; its rungs take a trial once each, so what a lost process repeats is not."""
+        """Tune's decision on what is new. A rung takes each trial once, so what a lost process repeats changes none."""
         decision = super().on_trial_result(tune_controller, trial, result)
         # of one told again that is the last it may have more to do than to evaluate, as phases that do not train
         to_its_end = result["replayed"] and result["last_step"] >= self._max_t
