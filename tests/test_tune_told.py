@@ -43,6 +43,8 @@ def test_trials_are_compared_in_their_last_phase_alone(name: str) -> None:
         decision = rule.on_trial_result(tune, trial, result(4, number / 10))
         assert decision == TrialScheduler.CONTINUE  # each is better than all before it
     assert rule.on_trial_result(tune, others[5], result(4, -0.1)) == TrialScheduler.STOP
+    if name == "median":  # an end that could not be saved comes once more
+        assert rule.on_trial_result(tune, others[5], result(6, -0.1)) == TrialScheduler.STOP
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
