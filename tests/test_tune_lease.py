@@ -6,6 +6,7 @@ import pickle
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -97,6 +98,28 @@ def test_a_sign_of_life_that_comes_too_late_is_none(tmp_path: Path, monkeypatch:
         for _ in range(400):
             time.sleep(0.05)
     assert not (tmp_path / "driver.json").exists()
+
+
+def test_a_storage_that_answers_late_takes_nobodys_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says in the end is how things are then."""
+    monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    with Lease(str(tmp_path)) as held:
+        monkeypatch.setattr(lease, "GONE_S", 0.2)
+        look, written_s, looked = held._look, held._written_s, threading.Event()
+
+        def slowly() -> None:
+            time.sleep(0.5)
+            look()
+            looked.set()
+
+        monkeypatch.setattr(held, "_look", slowly)
+        assert looked.wait(20)
+        give_up_s = time.monotonic() + 20
+        while held._written_s == written_s and time.monotonic() < give_up_s:
+            time.sleep(0.01)
+        monkeypatch.setattr(held, "_look", look)
+        held.require()
+        assert held._written_s > written_s
 
 
 def test_a_driver_that_was_away_changes_nothing_before_it_has_looked(

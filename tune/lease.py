@@ -87,8 +87,8 @@ class Lease:
     def _beat(self) -> None:
         while not (self._lost or self._over.wait(BEAT_S)):
             with suppress(Exception):  # the storage is away; the sweep itself will say so
-                looked_s, before_s = time.time(), self._written_s
                 self._look()
+                looked_s, before_s = time.time(), self._written_s
                 if not self._lost:
                     self._write()
                     if time.time() - looked_s > BEAT_S and time.time() - before_s > GONE_S:

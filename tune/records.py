@@ -65,7 +65,7 @@ class Records:
 
     Args:
         out: the sweep's folder.
-        check: called before anything is changed there; raises where another driver does.
+        check: called before a trial's record or checkpoints are changed; raises where another driver does that.
     """
 
     def __init__(self, out: str, check: Callable[[], None] = lambda: None) -> None:
@@ -122,6 +122,7 @@ class Records:
 
     def free_donations(self) -> None:
         """Remove what trials kept for others of their population."""
+        self.check()
         for record in self:
             storage.remove(storage.join(self.folder(record.id), DONATED))
 

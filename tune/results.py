@@ -31,8 +31,8 @@ nothing, class by class. Entropy beside them would count sureness twice; the oth
 than they warn. How far each of them can be trusted: benchmarks/label_free_selection.md."""
 
 DOUBT = 0.7
-"""`agreement` below which a choice without labels is in doubt: of the sweeps in
-benchmarks/label_free_selection.md those above 0.8 chose well and the one at 0.57 did not."""
+"""`agreement` below which a choice without labels is in doubt: of the sweeps in benchmarks/label_free_selection.md
+those from 0.71 on chose well and the one at 0.57 did not."""
 
 APART = 0.5
 """Lowest information maximisation as a share of the highest, from which on trials are too alike for `DOUBT`: all scores
@@ -197,8 +197,8 @@ def doubt(found: Sequence[Found]) -> str:
         return ""
     return (
         f"entropy, {' and '.join(AGGREGATED)} order the trials differently (least rank correlation {value:.2f}; over "
-        "0.8 where such choices were measured to be good), so the best configuration may be another. Look at pictures "
-        "of several by `distuda report`, or label a few target images."
+        f"{DOUBT} where such choices were measured to be good), so the best configuration may be another. Look at "
+        "pictures of several by `distuda report`, or label a few target images."
     )
 
 

@@ -154,15 +154,15 @@ def scheduler_for(name: str, *, steps: int, grace: int, judged: Mapping[str, int
 class _Asha(ASHAScheduler):
     """Tune's, which would decide once more on what a resumed trial only tells again, in whatever order that comes."""
 
-    def __init__(self, judged: Mapping[str, int], **options: Any) -> None:
-        super().__init__(**options)
-        self._judged = judged
+    def __init__(self, judged: Mapping[str, int], *, max_t: int, **options: Any) -> None:
+        super().__init__(max_t=max_t, **options)
+        self._judged, self._steps = judged, max_t
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Tune's decision on what is new. A rung takes each trial once, so what a lost process repeats changes none."""
         decision = super().on_trial_result(tune_controller, trial, result)
         # of one told again that is the last it may have more to do than to evaluate, as phases that do not train
-        to_its_end = result["replayed"] and result["last_step"] >= self._max_t
+        to_its_end = result["replayed"] and result["last_step"] >= self._steps
         known = to_its_end or _is_judged(trial, result, self._judged)
         return str(TrialScheduler.CONTINUE if known else decision)
 

@@ -8,15 +8,13 @@ search all they knew.
 
 import logging
 import os
-import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from distuda import storage
+from distuda.cluster.interrupts import keep_interrupts
 from distuda.errors import RunFailed, UserError
 from distuda.plan import Phase, load_phases
 from tune.lease import Lease
@@ -53,17 +51,6 @@ def sweep(plan: Plan) -> dict[str, str]:
                 storage.remove(storage.join(plan.out, "sweep.json"))
             raise
         return finish(plan, records, last_recipe(phases).seed)
-
-
-@contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Tune's handler of Ctrl-C, which only tells its own loop, does not outlive that."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
 
 
 class _Run:
@@ -117,7 +104,7 @@ class _Run:
                 self.records, plan.objective, plan.choose, plan.seeds, plan.keep, max(num, len(self.records))
             )
             self.lease.require()
-            with observer, _own_interrupts():
+            with observer, keep_interrupts():
                 self._tuner(listed, concurrent, resources, scheduler, observer, scratch).fit()
             self.lease.require()
             observer.free()  # nobody writes any more

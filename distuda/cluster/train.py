@@ -6,9 +6,7 @@ newest complete checkpoint, so Ray has nothing to keep, and losing a process or 
 
 import math
 import os
-import signal
 import tempfile
-import threading
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ import torch
 
 from distuda import storage
 from distuda.cluster.failures import failed, root_cause, sentence_of, told
+from distuda.cluster.interrupts import keep_interrupts
 from distuda.cluster.local import num_cores, require_gpus, start_ray
 from distuda.cluster.watch import Watch
 from distuda.data.batch import Batch
@@ -237,15 +236,11 @@ def _interruptible() -> Iterator[None]:
     """Ctrl-C ends the block as `KeyboardInterrupt`, the workers stopped; Ray's handler does not outlive the block."""
     from ray.exceptions import RayActorError
 
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
     try:
-        yield
+        with keep_interrupts():
+            yield
     except SystemExit as error:  # what Ray Train's handler raises once the workers are stopped
         raise KeyboardInterrupt from error
     except RayActorError as error:
         sentence = f"Ray's controller was lost ({str(error).splitlines()[0]})"
         raise RunFailed(f"{sentence}. Go on with resume=true.") from error
-    finally:
-        if on_main_thread:
-            signal.signal(signal.SIGINT, handler)
